@@ -104,7 +104,7 @@ _unsigned: set[Target] = set()
 
 
 async def create_cached_postgres_checkpointer(
-    conn_string: str, redis: Redis | str, **options: Unpack[OpenCachedOptions]
+    conn_string: str, redis: Redis | RedisCluster | str, **options: Unpack[OpenCachedOptions]
 ) -> CachedPostgresSaver:
     """Open a `CachedPostgresSaver` on a pool of its own, and create the tables if they do not exist.
 
@@ -113,8 +113,8 @@ async def create_cached_postgres_checkpointer(
     Args:
         conn_string: Where PostgreSQL is: `postgresql://…`, `postgres://…`, `postgresql+asyncpg://…`,
             `postgresql+psycopg://…` or libpq's `key=value` form.
-        redis: Where Redis is: `redis://…`, `rediss://…`, `unix://…`, `redis+sentinel://…`; or a
-            `redis.asyncio.Redis`.
+        redis: Where Redis is: `redis://…`, `rediss://…`, `unix://…`, `redis+sentinel://…`,
+            `redis+cluster://…`; or a `redis.asyncio.Redis` or `redis.asyncio.RedisCluster`.
         options: The keyword arguments of `CachedPostgresSaver.create`, for example `cache_ttl` (86400
             seconds) and `pool_max_size` (10).
 

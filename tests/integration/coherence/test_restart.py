@@ -77,6 +77,7 @@ async def test_after_a_restart_from_a_snapshot_no_turn_is_forgotten(
             return [str(m.content) for m in state["messages"][::2]]
 
         await turn("one")
+        await settled(saver)
         own_redis.save_snapshot()
         old = await keys_of(own_redis.url)
         await turn("two")
