@@ -7,6 +7,8 @@ from collections.abc import Collection
 from time import sleep
 from typing import Any
 
+import redis
+
 from chaos.deployment import Deployment, PortOf, hot_slots
 from chaos.faults import CLUSTER_KINDS, Fault, FaultFailedError
 from glasspoint.embedded import EmbeddedRedis
@@ -148,9 +150,22 @@ class ClusterDeployment(Deployment):
             if goes_on:
                 self._cluster.end_move(slot, source, target)
                 continue
-            self._migrate(self._cluster.ask(target, "CLUSTER", "GETKEYSINSLOT", slot, 100), target, source)
-            for node in (source, target):
-                self._cluster.ask(node, "CLUSTER", "SETSLOT", slot, "STABLE")
+            self._cluster.ask(source, "CLUSTER", "SETSLOT", slot, "STABLE")
+            for key in self._cluster.ask(target, "CLUSTER", "GETKEYSINSLOT", slot, 100):
+                self._bring_back(key, target, source)
+            self._cluster.ask(target, "CLUSTER", "SETSLOT", slot, "STABLE")
+
+    def _bring_back(self, key: Any, target: EmbeddedRedis, source: EmbeddedRedis) -> None:
+        """Move a key back, unless the source has it again."""
+        try:
+            self._migrate([key], target, source)
+        except redis.ResponseError as exc:
+            if "BUSYKEY" not in str(exc):
+                raise
+            with self._cluster.admin(target) as client, client.pipeline(transaction=False) as pipe:
+                pipe.execute_command("ASKING")
+                pipe.execute_command("DEL", key)
+                pipe.execute()
 
     def _migrate(self, keys: list[Any], source: EmbeddedRedis, target: EmbeddedRedis) -> None:
         if keys:
