@@ -298,6 +298,8 @@ class _Checks:
         policy = next(filter(None, policies), None)
         if policy is None:
             return "Redis evicts no key before it expires"
+        if any(tag is not None for _, tag in servers):  # a cluster cannot be the tier `redis`
+            return f"Redis may evict keys ({policy}). The cache loses nothing by that."
         raise _Warned(
             f"Redis may evict keys ({policy}). The cache loses nothing by that, but the tier redis of the "
             "fallback chain loses conversations: use maxmemory-policy noeviction, or leave redis out of "

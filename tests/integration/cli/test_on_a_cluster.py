@@ -51,6 +51,23 @@ async def test_check_names_the_shard_that_refuses(database: str, nodes: Nodes) -
     assert f"The shard 127.0.0.1:{server.port}" in redis.detail
 
 
+async def test_check_does_not_warn_of_eviction_which_only_a_tier_redis_cannot_afford(
+    database: str, nodes: Nodes
+) -> None:
+    async with open_saver(database, url_of(nodes)):
+        pass
+    server = nodes.masters()[1]
+    nodes.ask(server, "CONFIG", "SET", "maxmemory", 10**9)
+    nodes.ask(server, "CONFIG", "SET", "maxmemory-policy", "allkeys-lru")
+    try:
+        eviction = (await find(database, nodes))["Eviction"]
+    finally:
+        nodes.ask(server, "CONFIG", "SET", "maxmemory-policy", "noeviction")
+        nodes.ask(server, "CONFIG", "SET", "maxmemory", 0)
+    assert eviction.status == "ok"
+    assert "allkeys-lru" in eviction.detail
+
+
 async def test_check_refuses_another_cluster_than_the_services(
     database: str, nodes: Nodes, redis_url: str
 ) -> None:
