@@ -39,6 +39,7 @@ help:
 	@echo 'make check      ruff (rules, format) and mypy --strict'
 	@echo 'make chaos      10 minutes, or MINUTES=n: processes and servers are killed'
 	@echo '                WHAT=chain: the same for the fallback chain'
+	@echo '                ARGS="--redis cluster" or sentinel: several Redis servers'
 	@echo 'make explore    every schedule of the cache protocol, and other random tests'
 	@echo 'make bench      Glasspoint beside other checkpointers: seven minutes'
 	@echo '                WHAT=page: measures all, and renews the figures in docs/'

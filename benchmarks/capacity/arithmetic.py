@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Final
+import math
+from typing import Any, Final
 
 from capacity.figures import MANY, TURN, Figures
 from capacity.simulation import HUMAN_SECONDS, System
 from comparison.page import table
-from comparison.peers import OURS, POOL
+from comparison.peers import OURS, POOL, POOL_SIZE
 from comparison.turns import Durability
 
 TARGET: Final = 0.7
@@ -17,6 +18,11 @@ POSTGRES_CORES: Final = 4
 """Of the PostgreSQL that stands behind a fleet of pods here."""
 
 MODES: Final[tuple[Durability, ...]] = ("sync", "exit")
+
+CONVERSATIONS_A_DAY: Final = 1_000_000
+TURNS_A_CONVERSATION: Final = 5
+PEAK: Final = 3
+"""How many times the mean of the day its busiest hour has."""
 
 _DAY_SECONDS: Final = 86_400
 _LONGER_SECONDS: Final = 300
@@ -44,23 +50,32 @@ class Arithmetic:
         return "".join(f"- {line}\n" for line in lines)
 
     def turn(self) -> str:
-        """What a turn takes."""
+        """What a turn takes: of the servers, while models take their time; of the pod, while they do not."""
         rows = []
         for durability in MODES:
             for contender in (OURS, POOL):
-                taken, alone = (self._figures.turn(contender, durability, n) for n in (MANY, 1))
+                taken, alone = self._turns(contender, durability)
                 is_ours, pod = contender == OURS, self._figures.pod_turn_ms(contender, durability)
                 rows.append(
                     [
                         f"{durability}, {contender}",
                         f"{pod.many:.1f} ms ({pod.alone:.1f})",
                         f"{taken['redis_ms']:.2f} ms ({alone['redis_ms']:.2f})" if is_ours else "",
+                        f"{taken['redis_steps']:.1f} ({alone['redis_steps']:.1f})" if is_ours else "",
                         f"{taken['redis_wire_bytes'] / 1e3:.0f} kB" if is_ours else "",
                         f"{taken['postgres_ms']:.2f} ms ({alone['postgres_ms']:.2f})",
                         f"{taken['wal_bytes'] / 1e3:.1f} kB",
                     ]
                 )
-        head = ["a turn", "pod, CPU", "Redis, CPU", "Redis, wire", "PostgreSQL, CPU", "PostgreSQL, log"]
+        head = [
+            "a turn",
+            "pod, CPU",
+            "Redis, CPU",
+            "Redis, steps",
+            "Redis, wire",
+            "PostgreSQL, CPU",
+            "PostgreSQL, log",
+        ]
         return table(head, rows)
 
     def carries(self) -> str:
@@ -131,6 +146,40 @@ class Arithmetic:
         head = ["a million turns", *(f"`{name}`" for name in _TABLES), "tables grow by", "log"]
         return table([*head, "new entries in Redis", "a pod at its target, a day"], rows)
 
+    def day(self) -> str:
+        """What a million conversations a day need, each server at its target in the busiest hour."""
+        peak = PEAK * CONVERSATIONS_A_DAY * TURNS_A_CONVERSATION / _DAY_SECONDS
+        entry = min(self._figures.entries, key=lambda each: abs(each.messages - 100))
+        memory = [CONVERSATIONS_A_DAY * size / 1e9 for size in (entry.plain, entry.zstd)]
+        columns = []
+        for durability in MODES:
+            taken = self._figures.turn(OURS, durability)
+            pods, masters, cores = (math.ceil(peak / TARGET / each) for each in self.limits(durability))
+            millions = CONVERSATIONS_A_DAY * TURNS_A_CONVERSATION / 1e6
+            columns.append(
+                [
+                    f"{peak:,.0f}",
+                    f"{pods:,}",
+                    f"{masters:,}",
+                    "{:,.0f} GB ({:,.0f} GB)".format(*memory),
+                    f"{cores:,}",
+                    f"{POOL_SIZE * pods:,}",
+                    f"{millions * sum(taken[f'{name}_bytes'] for name in _TABLES) / 1e3:,.0f} GB",
+                    f"{millions * taken['wal_bytes'] / 1e3:,.0f} GB",
+                ]
+            )
+        names = [
+            "turns a second, busiest hour",
+            "pods",
+            "masters of Redis, for their cores",
+            f"memory of Redis: a day's conversations, {entry.messages} messages each (with zstd)",
+            "PostgreSQL, cores",
+            "connections of the pods' pools, at most",
+            "PostgreSQL's tables grow in a day by",
+            "PostgreSQL's log, a day",
+        ]
+        return table(["", *MODES], [[name, *values] for name, *values in zip(names, *columns, strict=True)])
+
     def limits(self, durability: Durability) -> tuple[float, float, float]:
         """Turns a second at which a pod, a Redis and a core of PostgreSQL do nothing else.
 
@@ -138,9 +187,14 @@ class Arithmetic:
         counts there is the turn alone, if it costs more.
         """
         pod = self._figures.pod_turn_ms(OURS, durability).many
-        turns = [self._figures.turn(OURS, durability, n) for n in (1, MANY)]
+        turns = self._turns(OURS, durability)
         redis, postgres = (max(each[name] for each in turns) for name in ("redis_ms", "postgres_ms"))
         return 1000 / pod, 1000 / redis, 1000 / postgres
+
+    def _turns(self, contender: str, durability: Durability) -> tuple[dict[str, Any], dict[str, Any]]:
+        """What turns with models that take their time take of the servers, and what one takes alone."""
+        many = self._figures.turn(contender, durability, MANY, thinks=True)
+        return many, self._figures.turn(contender, durability, 1)
 
     def _connection_seconds(self, durability: Durability) -> float:
         """How long a turn has a connection, if nobody shares one: the way, the statement, the flush."""

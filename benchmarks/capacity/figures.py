@@ -39,6 +39,9 @@ TURN: Final[dict[str, tuple[Kind, ...]]] = {
 }
 """The calls of a turn of `comparison/turns.py`, by durability mode: `test_scaling.py` counts them."""
 
+UNCACHED: Final = {"sync": range(8, 14), "exit": range(1, 2)}
+"""Which of them concern the subgraph of a run, which has no entry in Redis: only its read asks Redis."""
+
 THINKS_BEFORE: Final[dict[str, dict[int, str]]] = {
     # Before which calls something takes long: the model, the tool, the model that writes the answer.
     "sync": {4: "model", 6: "tool", 12: "model"},
@@ -127,14 +130,33 @@ class Figures:
         """The median of that."""
         return median(self.rounds(workload, contender, metric, **variant))
 
-    def turn(self, contender: str, durability: Durability, conversations: int = MANY) -> dict[str, Any]:
-        """What a turn takes of the servers, in so many conversations at once: 1 or `MANY`."""
-        wanted = (contender, durability, conversations)
+    def turn(
+        self, contender: str, durability: Durability, conversations: int = MANY, *, thinks: bool = False
+    ) -> dict[str, Any]:
+        """What a turn takes of the servers.
+
+        Args:
+            conversations: How many at once: 1 or `MANY`.
+            thinks: Whether models and tools take their time, so that a turn has several bursts of writes.
+                That was measured with `MANY`.
+        """
+        wanted = (contender, durability, conversations, thinks)
         for each in self.servers["turns"]:
-            if (each["contender"], each["durability"], each["conversations"]) == wanted:
+            if _key(each) == wanted:
                 found: dict[str, Any] = each
                 return found
         raise ValueError(f"docs/scaling.json has no {durability} turn of {contender}")
+
+    def burst_ms(self, durability: Durability) -> Cost:
+        """Processor time of Redis for a burst of writes: what a turn takes of Redis, without its reads.
+
+        Alone, with models that answer at once, a turn has one burst. Among many, models take their time.
+        """
+        reads = [self.call(OURS, kind).redis_ms for kind in TURN[durability] if kind in ("hit", "miss")]
+        alone = self.turn(OURS, durability, 1)["redis_ms"] - sum(each.alone for each in reads)
+        many = self.turn(OURS, durability, thinks=True)["redis_ms"] - sum(each.many for each in reads)
+        bursts = [len(bursts_of(durability, thinks=thinks)) for thinks in (False, True)]
+        return Cost(max(0.0, alone) / bursts[0], max(0.0, many) / bursts[1])
 
     def pod_turn_ms(self, contender: str, durability: Durability) -> Cost:
         """Processor time of a pod for a turn, LangGraph's included."""
@@ -211,6 +233,27 @@ class Figures:
                 found: dict[str, float] = each
                 return found if contender == OURS else {**found, "redis_ms": 0.0}
         raise ValueError(f"docs/scaling.json has no {kind} of {contender}")
+
+
+def bursts_of(durability: Durability, *, thinks: bool) -> list[int]:
+    """Return the calls of a turn that begin a burst of writes to the conversation's entry.
+
+    Args:
+        thinks: Whether models and tools take longer than a burst waits for its next write.
+    """
+    found, is_open = [], False
+    for number, kind in enumerate(TURN[durability]):
+        if thinks and number in THINKS_BEFORE[durability]:
+            is_open = False
+        if kind in ("put", "put_writes") and number not in UNCACHED[durability]:
+            if not is_open:
+                found.append(number)
+            is_open = True
+    return found
+
+
+def _key(turn: dict[str, Any]) -> tuple[str, str, int, bool]:
+    return turn["contender"], turn["durability"], turn["conversations"], turn["answer_ms"] > 0
 
 
 def _entries(page: str) -> tuple[Entry, ...]:

@@ -15,16 +15,15 @@ from typing import Final
 
 from capacity.arithmetic import Arithmetic
 from capacity.figures import Figures
-from capacity.simulated import Simulated
+from capacity.simulated import TURNS, Simulated
+
+__all__ = ["ON_PAPER", "SEED", "SIMULATED", "TURNS", "fingerprint", "renewed", "shown", "tables"]
 
 SEED: Final = 7
 """Of the page; `benchmarks/scaling.py --seed` takes others."""
 
-TURNS: Final = 300
-"""Of each simulated run, at least."""
-
-ON_PAPER: Final = ("facts", "turn", "carries", "open", "redis", "million")
-SIMULATED: Final = ("validated", "rising", "fleet", "flushed", "stampede")
+ON_PAPER: Final = ("facts", "turn", "carries", "open", "redis", "million", "day")
+SIMULATED: Final = ("validated", "rising", "fleet", "cluster", "flushed", "stampede")
 
 _FINGERPRINT: Final = "fingerprint"
 _GENERATED: Final = re.compile(r"(<!-- generated: ([\w ,]+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)

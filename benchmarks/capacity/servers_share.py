@@ -32,7 +32,12 @@ CALLS: Final = 256
 TURNS: Final = 64
 THREADS: Final = 64
 CALLERS: Final = (1, 16)
+"""Of single calls."""
 DURABILITIES: Final[tuple[Durability, ...]] = ("sync", "exit")
+KINDS_OF_TURNS: Final = ((0, 1), (0, 16), (200, 16))
+"""How many milliseconds models and tools take, and how many conversations there are at once. 200 ms are more
+than a burst of writes waits for its next write, so a turn has several bursts, as with real models. (One such
+conversation alone is not measured: the servers are idle most of that time, and idling costs more.)"""
 TABLES: Final = ("checkpoints", "checkpoint_blobs", "checkpoint_writes")
 PREFIX: Final = "scaling"
 
@@ -93,6 +98,7 @@ class _Servers:
         info = await self.redis.info("all")
         totals = {
             "redis_ms": 1000 * (info["used_cpu_user"] + info["used_cpu_sys"]),
+            "redis_steps": info.get("cmdstat_evalsha", {}).get("calls", 0),
             "redis_wire_bytes": info["total_net_input_bytes"] + info["total_net_output_bytes"],
             "redis_bytes": info["used_memory"],
             "redis_entries": await self.redis.dbsize(),
@@ -195,9 +201,11 @@ async def _turns(found: Peers, servers: _Servers, turns: int, warm_up: int) -> A
     for durability in DURABILITIES:
         for name, each in turns_of(found, f"turns-{durability}").items():
             await each.sample(warm_up, 16, "exit")
-            for n in CALLERS:
+            for answer_ms, n in KINDS_OF_TURNS:
+                each.nodes.answer_seconds = answer_ms / 1000
                 taken = await servers.taken_by(partial(each.sample, turns, n, durability), turns)
-                yield {"contender": name, "durability": durability, "conversations": n, **taken}
+                what = {"durability": durability, "answer_ms": answer_ms, "conversations": n}
+                yield {"contender": name, **what, **taken}
 
 
 @asynccontextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from statistics import median
 from typing import Any, Final
 
@@ -15,6 +16,14 @@ from comparison.turns import Durability
 PODS: Final = (1, 4, 8, 16, 32)
 LOADS: Final = (0.25, 0.5, 0.75, 0.9, 1.1)
 AT_ONCE: Final = (64, 256, 1024)
+MASTERS: Final = (1, 3, 6, 12)
+
+_CLUSTER: Final = System(pods=100, postgres_cores=64, hit_ratio=0.95, haste=0.5)
+_SETTLING: Final = 1.0
+"""A run settles for so many times the mean time that models and tools take in a turn."""
+
+TURNS: Final = 300
+"""Of each simulated run, at least."""
 
 # As `make bench` has it: one machine for all, no network, models that answer at once.
 _ONE_MACHINE: Final[dict[str, Any]] = {"shared_cores": 2, "round_trip_ms": 0.05, "thinks": False}
@@ -76,6 +85,20 @@ class Simulated:
             rows.append([f"{pods}", f"{per_second:,.0f}", *_told(outcome)])
         head = ["pods", "turns a second", "pods' cores", "Redis"]
         return table([*head, f"PostgreSQL, {POSTGRES_CORES} cores", "p50", "p99"], rows)
+
+    def cluster(self) -> str:
+        """A hundred pods at the target, on a Redis Cluster."""
+        per_second = _CLUSTER.pods * TARGET * self._pod
+        # A third of them settles: turns last as long as models think, so many are open before any has ended.
+        settling = per_second * _SETTLING * _CLUSTER.thinking_seconds
+        turns = round(3 * settling * self._turns / TURNS)
+        rows = []
+        for masters in MASTERS:
+            system = replace(_CLUSTER, redis_masters=masters)
+            outcome = Model(self._figures, system, seeded(self._seed, system)).turns(per_second, turns)
+            rows.append([f"{masters}", f"{per_second:,.0f}", *_told(outcome)])
+        head = ["masters", "turns a second", "pods' cores", "each master"]
+        return table([*head, f"PostgreSQL, {_CLUSTER.postgres_cores} cores", "p50", "p99"], rows)
 
     def flushed(self) -> str:
         """Redis loses everything under load."""

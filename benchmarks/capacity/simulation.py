@@ -1,9 +1,11 @@
-"""Pods, a Redis and a PostgreSQL as queues: what a turn waits for its storage as the load rises.
+"""Pods, Redis and a PostgreSQL as queues: what a turn waits for its storage as the load rises.
 
-Each core is a queue: a pod's event loop is one, Redis is one, PostgreSQL has some. A write goes to Redis,
-through the pod's pool to PostgreSQL, waits there for the log to be flushed (whoever commits meanwhile shares
-the next flush), goes to Redis again, and is answered. Its cost falls with the number of calls under way in
-its pod: they share statements and pipelines (`Cost.among`). `AsyncPostgresSaver` has one call at a time.
+Each core is a queue: a pod's event loop is one, each master of Redis is one, PostgreSQL has some. A write
+goes through the pod's pool to PostgreSQL, waits there for the log to be flushed (whoever commits meanwhile
+shares the next flush), and is answered. The first write of a burst goes to Redis before and after that, and
+the burst ends with a step that nobody waits for. The cost of a call falls with the number of calls under way
+in its pod: they share statements, and pipelines, if they go to the same master (`Cost.among`).
+`AsyncPostgresSaver` has one call at a time.
 Service times are lognormal, with the measured means; the spread is that of one caller's latencies, which is
 more than that of the work alone. Turns arrive at random (Poisson).
 
@@ -22,7 +24,7 @@ from typing import Any, Final, Literal
 
 import simpy
 
-from capacity.figures import KINDS, THINKS_BEFORE, TURN, Cost, Figures, Kind
+from capacity.figures import KINDS, THINKS_BEFORE, TURN, UNCACHED, Cost, Figures, Kind
 from comparison.peers import OURS, POOL, POOL_SIZE
 from comparison.turns import Durability
 
@@ -31,6 +33,12 @@ Contender = Literal["Glasspoint", "upstream, pool"]
 
 STATEMENTS_AT_ONCE: Final = 32
 """Calls that a statement of Glasspoint's stands for, at most: see `l2/batching.py`."""
+
+BURST_IDLE_MS: Final = 100.0
+"""A burst ends when no write has come for so long: see `savers/bursts.py`."""
+
+BURST_STEPS: Final = 3
+"""BEGIN, CONFIRM, COMMIT."""
 
 MODEL_SECONDS: Final = 2.0
 TOOL_SECONDS: Final = 0.3
@@ -44,26 +52,29 @@ class System:
     """What is simulated.
 
     Attributes:
+        redis_masters: How many masters share the entries: each has a core.
         postgres_cores: That PostgreSQL may use at once.
         round_trip_ms: To either server.
         shared_cores: All stand on one machine with so many cores, as in `make bench`; 0: on their own.
         hit_ratio: Of the reads of known conversations.
-        thinks: Whether models and tools take their time.
+        thinks: Whether models and tools take their time, which is multiplied by `haste`.
     """
 
     contender: Contender = "Glasspoint"
     durability: Durability = "sync"
     pods: int = 1
+    redis_masters: int = 1
     postgres_cores: int = 1
     round_trip_ms: float = 0.5
     shared_cores: int = 0
     hit_ratio: float = 1.0
     thinks: bool = True
+    haste: float = 1.0
 
     @property
     def thinking_seconds(self) -> float:
         """What models and tools take in a turn, on the mean."""
-        return 2 * MODEL_SECONDS + TOOL_SECONDS if self.thinks else 0.0
+        return self.haste * (2 * MODEL_SECONDS + TOOL_SECONDS) if self.thinks else 0.0
 
 
 @dataclass(frozen=True)
@@ -111,6 +122,19 @@ class Outcome:
         return quantiles(values, n=100, method="inclusive")[cut - 1]
 
 
+@dataclass
+class Scope:
+    """The entry of a conversation, while a turn of it is under way.
+
+    Attributes:
+        master: Which master has it.
+        burst_until_ms: When its burst of writes ends, if no write comes.
+    """
+
+    master: int
+    burst_until_ms: float = -math.inf
+
+
 class Model:
     """One run of it."""
 
@@ -121,6 +145,7 @@ class Model:
         self.env = simpy.Environment()
         self.system = system
         self._dice = random.Random(seed)
+        self._slots = random.Random(seeded(seed, "slots"))
         if scale is None:
             scale = figures.scale(system.contender, system.durability)
         self._calls = {kind: figures.call(system.contender, kind, scale) for kind in KINDS}
@@ -129,7 +154,8 @@ class Model:
         self._flush_median, self._flush_sigma = figures.flush_ms
         machine = [simpy.Resource(self.env, system.shared_cores)] if system.shared_cores else []
         self._loops = [[simpy.Resource(self.env), *machine] for _ in range(system.pods)]
-        self._redis = [simpy.Resource(self.env), *machine]
+        self._redis = [[simpy.Resource(self.env), *machine] for _ in range(system.redis_masters)]
+        self._burst_ms = figures.burst_ms(system.durability)
         self._postgres = [
             simpy.Resource(self.env, max(system.postgres_cores, system.shared_cores)),
             *machine,
@@ -137,6 +163,7 @@ class Model:
         at_once = POOL_SIZE * STATEMENTS_AT_ONCE if system.contender == OURS else 1
         self._connections = [simpy.Resource(self.env, at_once) for _ in range(system.pods)]
         self._under_way = [0] * system.pods
+        self._to_master = [[0] * system.redis_masters for _ in range(system.pods)]
         self._flushing: simpy.Event | None = None
         self._next_flush: simpy.Event | None = None
         self._worked = {"pod": 0.0, "redis": 0.0, "postgres": 0.0}
@@ -185,13 +212,14 @@ class Model:
     def reads(self, count: int, kind: Kind) -> float:
         """So many at once: milliseconds until all are answered."""
         for _ in range(count):
-            self.env.process(self._call(0, kind))
+            self.env.process(self._call(0, kind, self._scope()))
         self.env.run()
         return float(self.env.now)
 
     def _close(self, outcome: Outcome) -> None:
         outcome.until_ms = self.env.now
-        cores = {"pod": self.system.pods, "redis": 1, "postgres": self.system.postgres_cores}
+        system = self.system
+        cores = {"pod": system.pods, "redis": system.redis_masters, "postgres": system.postgres_cores}
         lasted = outcome.until_ms - outcome.from_ms
         outcome.busy = {
             name: (self._worked[name] - self._before[name]) / lasted / cores[name] for name in cores
@@ -200,14 +228,15 @@ class Model:
     # ------------------------------------------------------------------ a turn
 
     def _turn(self, pod: int, outcome: Outcome, conversation: int | None) -> Steps:
-        started, waited = self.env.now, 0.0
+        started, waited, scope = self.env.now, 0.0, self._scope()
         thinks = THINKS_BEFORE[self.system.durability] if self.system.thinks else {}
         for i, planned in enumerate(TURN[self.system.durability]):
             yield from self._graph(pod)
             for what in thinks.get(i, "").split():
                 yield self.env.timeout(self._thinking_ms(what))
             before = self.env.now
-            yield from self._call(pod, self._kind(planned, conversation))
+            kind, is_cached = self._kind(planned, conversation), i not in UNCACHED[self.system.durability]
+            yield from self._call(pod, kind, scope, is_cached=is_cached)
             waited += self.env.now - before
         yield from self._graph(pod)
         outcome.turns.append(Turn(started, self.env.now, waited))
@@ -225,33 +254,65 @@ class Model:
             return "miss"
         return "hit" if self._dice.random() < self.system.hit_ratio else "miss"
 
-    def _call(self, pod: int, kind: Kind) -> Steps:
+    def _scope(self) -> Scope:
+        return Scope(self._slots.randrange(self.system.redis_masters))
+
+    def _call(self, pod: int, kind: Kind, scope: Scope, *, is_cached: bool = True) -> Steps:
+        """One call.
+
+        Args:
+            is_cached: Whether what is written has an entry in Redis.
+        """
         call, loop = self._calls[kind], self._loops[pod]
         self._under_way[pod] += 1
-        among = self._under_way[pod]
-        pod_ms, redis_ms, postgres_ms = (
-            self._spread(each.among(among), call.sigma)
-            for each in (call.pod_ms, call.redis_ms, call.postgres_ms)
+        self._to_master[pod][scope.master] += 1
+        among, at_master = self._under_way[pod], self._to_master[pod][scope.master]
+        pod_ms, postgres_ms = (
+            self._spread(each.among(among), call.sigma) for each in (call.pod_ms, call.postgres_ms)
         )
+        read_ms = self._spread(call.redis_ms.among(at_master), call.sigma)
+        step_ms = self._spread(self._burst_ms.among(at_master) / BURST_STEPS, call.sigma)
         yield from self._work("pod", loop, pod_ms / 2)
         if self.system.contender == POOL:
             with self._connections[pod].request() as alone:
                 yield alone
                 yield from self._statement(kind, postgres_ms)
         elif kind == "hit":
-            yield from self._to_redis(redis_ms)
+            yield from self._to_redis(scope, read_ms)
+        elif kind == "miss":
+            yield from self._to_redis(scope, read_ms / 2)
+            yield from self._on_connection(pod, kind, postgres_ms)
+            yield from self._to_redis(scope, read_ms / 2)
+        elif not is_cached:
+            yield from self._on_connection(pod, kind, postgres_ms)
+        elif self.env.now < scope.burst_until_ms:
+            yield from self._on_connection(pod, kind, postgres_ms)
+            scope.burst_until_ms = self.env.now + BURST_IDLE_MS
         else:
-            yield from self._to_redis(redis_ms / 2)
-            with self._connections[pod].request() as connection:
-                yield connection
-                yield from self._statement(kind, postgres_ms)
-            yield from self._to_redis(redis_ms / 2)
+            scope.burst_until_ms = math.inf
+            yield from self._to_redis(scope, step_ms)
+            yield from self._on_connection(pod, kind, postgres_ms)
+            yield from self._to_redis(scope, step_ms)
+            scope.burst_until_ms = self.env.now + BURST_IDLE_MS
+            self.env.process(self._commit(scope, step_ms))
         yield from self._work("pod", loop, pod_ms / 2)
         self._under_way[pod] -= 1
+        self._to_master[pod][scope.master] -= 1
 
-    def _to_redis(self, milliseconds: float) -> Steps:
+    def _commit(self, scope: Scope, milliseconds: float) -> Steps:
+        """The end of a burst."""
+        while (left := scope.burst_until_ms - self.env.now) > 0:
+            yield self.env.timeout(left)
+        yield from self._to_redis(scope, milliseconds)
+
+    def _on_connection(self, pod: int, kind: Kind, milliseconds: float) -> Steps:
+        with self._connections[pod].request() as connection:
+            yield connection
+            yield from self._statement(kind, milliseconds)
+
+    def _to_redis(self, scope: Scope, milliseconds: float) -> Steps:
         yield self.env.timeout(self.system.round_trip_ms)
-        yield from self._work("redis", self._redis, milliseconds)
+        yield from self._work("redis", self._redis[scope.master], milliseconds)
 
     def _statement(self, kind: Kind, milliseconds: float) -> Steps:
         yield self.env.timeout(self.system.round_trip_ms)
@@ -294,7 +355,7 @@ class Model:
 
     def _thinking_ms(self, what: str) -> float:
         seconds = MODEL_SECONDS if what == "model" else TOOL_SECONDS
-        return self._spread(1000 * seconds, THINKING_SIGMA)
+        return self._spread(1000 * seconds * self.system.haste, THINKING_SIGMA)
 
 
 def seeded(seed: int, *what: object) -> int:

@@ -1,4 +1,4 @@
-"""Whole turns: a graph as applications have it, run by LangGraph, with no time spent in a model.
+"""Whole turns: a graph as applications have it, run by LangGraph. By default, a model takes no time.
 
     START -> agent -> tools -> answer (a subgraph) -> END
 
@@ -9,6 +9,8 @@ from its first turn on, and is kept at them, so that a turn costs the same at an
 
 from __future__ import annotations
 
+import asyncio
+import time
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from functools import partial
@@ -47,22 +49,31 @@ class State(TypedDict):
     messages: Annotated[list[AnyMessage], _newest]
 
 
-@tool
-def look_up(question: str) -> str:
-    """Look something up."""
-    return f"{question} {TEXT}"
+class Nodes:
+    """What the graph's nodes do.
 
+    Attributes:
+        answer_seconds: How long a model or a tool takes to answer.
+    """
 
-async def agent(state: State) -> State:
-    """What a model would say that asks for a tool."""
-    question = str(state["messages"][-1].content)
-    call = {"name": "look_up", "args": {"question": question}, "id": str(uuid4()), "type": "tool_call"}
-    return {"messages": [AIMessage("", tool_calls=[call], id=str(uuid4()))]}
+    answer_seconds = 0.0
 
+    async def agent(self, state: State) -> State:
+        """What a model would say that asks for a tool."""
+        await asyncio.sleep(self.answer_seconds)
+        question = str(state["messages"][-1].content)
+        call = {"name": "look_up", "args": {"question": question}, "id": str(uuid4()), "type": "tool_call"}
+        return {"messages": [AIMessage("", tool_calls=[call], id=str(uuid4()))]}
 
-async def write(state: State) -> State:
-    """What a model would say when it has read the tool's answer."""
-    return {"messages": [AIMessage(f"{state['messages'][-1].content} {TEXT}", id=str(uuid4()))]}
+    def look_up(self, question: str) -> str:
+        """Look something up."""
+        time.sleep(self.answer_seconds)  # LangGraph runs a synchronous tool in a thread
+        return f"{question} {TEXT}"
+
+    async def write(self, state: State) -> State:
+        """What a model would say when it has read the tool's answer."""
+        await asyncio.sleep(self.answer_seconds)
+        return {"messages": [AIMessage(f"{state['messages'][-1].content} {TEXT}", id=str(uuid4()))]}
 
 
 def _earlier() -> list[AnyMessage]:
@@ -71,14 +82,14 @@ def _earlier() -> list[AnyMessage]:
     return [kinds[i % 2](f"Earlier: {TEXT}", id=str(uuid4())) for i in range(KEPT)]
 
 
-def graph_of(saver: Saver) -> Graph:
+def graph_of(saver: Saver, nodes: Nodes) -> Graph:
     """The graph, with this checkpointer."""
     writing = StateGraph(State)
-    writing.add_node("write", write)
+    writing.add_node("write", nodes.write)
     writing.add_edge(START, "write").add_edge("write", END)
     graph = StateGraph(State)
-    graph.add_node("agent", agent)
-    graph.add_node("tools", ToolNode([look_up]))
+    graph.add_node("agent", nodes.agent)
+    graph.add_node("tools", ToolNode([tool(nodes.look_up)]))
     graph.add_node("answer", writing.compile())
     graph.add_edge(START, "agent").add_edge("agent", "tools")
     graph.add_edge("tools", "answer").add_edge("answer", END)
@@ -86,13 +97,18 @@ def graph_of(saver: Saver) -> Graph:
 
 
 class Turns:
-    """One contender's conversations, and turns of them."""
+    """One contender's conversations, and turns of them.
+
+    Attributes:
+        nodes: What the graph does.
+    """
 
     def __init__(self, saver: Saver, prefix: str, telemetry: Telemetry | None) -> None:
         """Args:
         telemetry: Whose traces a turn stands in, as an application with telemetry has it.
         """
-        self._graph = graph_of(saver)
+        self.nodes = Nodes()
+        self._graph = graph_of(saver, self.nodes)
         self._telemetry = telemetry
         self._numbers = count()
         self._begun: set[str] = set()

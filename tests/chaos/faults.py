@@ -13,7 +13,7 @@ from typing import Literal, cast
 
 from chaos.proxy import MODES, Mode
 
-__all__ = ["KINDS", "Fault", "Happened", "schedule"]
+__all__ = ["CLUSTER_KINDS", "KINDS", "SENTINEL_KINDS", "Fault", "FaultFailedError", "Happened", "schedule"]
 
 KINDS = (
     "worker killed",
@@ -29,10 +29,71 @@ KINDS = (
     "postgres tables truncated",
     *(f"postgres line: {mode}" for mode in MODES),
 )
-"""Every kind of fault."""
+"""Every kind of fault of a run with one Redis."""
 
-# Two restarts, and some time between them that is lost.
-_LONG = {"postgres restored to an earlier moment"}
+_OF_POSTGRES = (
+    "postgres backends terminated",
+    "postgres restarted",
+    "postgres restored to an earlier moment",
+    "postgres line: blackhole",
+)
+
+CLUSTER_KINDS = (
+    "worker killed",
+    "master killed",
+    "master killed, replica behind",
+    "failover",
+    "failover by takeover, replica behind",
+    "slots moved",
+    "slots moved, failover there",
+    "slots half moved",
+    "shard away",
+    "master frozen",
+    "master frozen until replaced",
+    "master flushed",
+    "master restarted, old snapshot",
+    *(f"master line: {mode}" for mode in MODES),
+    "redis line: blackhole",
+    "redis line: refuse",
+    *_OF_POSTGRES,
+)
+"""Every kind of fault of a run with a Redis Cluster."""
+
+SENTINEL_KINDS = (
+    "worker killed",
+    "master killed",
+    "master killed, replicas behind",
+    "failover",
+    "sentinel killed",
+    "master frozen",
+    "master frozen until replaced",
+    "master flushed",
+    "master restarted, old snapshot",
+    *(f"master line: {mode}" for mode in MODES),
+    "sentinels line: blackhole",
+    "sentinels line: refuse",
+    "redis line: blackhole",
+    *_OF_POSTGRES,
+)
+"""Every kind of fault of a run with sentinels."""
+
+# How many slots of time a fault takes, if it is more than one.
+_SLOTS = {
+    # Two restarts, and some time between them that is lost.
+    "postgres restored to an earlier moment": 2,
+    # Until a replica is promoted, and the servers know each other again.
+    "master killed": 3,
+    "master killed, replica behind": 3,
+    "master killed, replicas behind": 4,
+    "failover": 2,
+    "failover by takeover, replica behind": 2,
+    "slots moved, failover there": 2,
+    "slots half moved": 2,
+    "shard away": 3,
+    "sentinel killed": 3,
+    "master frozen until replaced": 3,
+    "master restarted, old snapshot": 2,
+}
 
 # In a minute every kind has its turn; in a longer run there is more time to see what a fault leaves behind.
 _SLOT_SECONDS = 4.0
@@ -41,6 +102,10 @@ _SHARE_OF_SLOT = (0.25, 0.65)
 _SHARE_OF_SLOT_BEFORE = 0.1
 _DOWN_SECONDS = 0.5
 _ONE_WORKER_ONLY = 0.6
+
+
+class FaultFailedError(Exception):
+    """What was to go wrong did not."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +126,10 @@ class Fault:
     worker: int | None
     down_seconds: float
 
+    def dice(self) -> random.Random:
+        """Return a source of what else is drawn for this fault: the same one each time."""
+        return random.Random(f"{self.kind} {self.at}")
+
     @property
     def line(self) -> tuple[str, Mode] | None:
         """The server and the mode, if it is the line to a server that goes bad."""
@@ -70,7 +139,7 @@ class Fault:
     @property
     def hides(self) -> Literal["redis", "postgres"] | None:
         """Which server the processes cannot reach, or only slowly: a Redis that lives on, or a PostgreSQL."""
-        if self.kind == "redis frozen" or self.kind.startswith("redis line"):
+        if self.kind.startswith(("redis frozen", "master frozen", "redis line", "master line")):
             return "redis"
         is_short = self.kind == "postgres tables truncated"
         return "postgres" if self.kind.startswith("postgres") and not is_short else None
@@ -107,7 +176,7 @@ def schedule(seed: int, seconds: float, workers: int, wanted: Sequence[str] = KI
 
 
 def _draw(dice: random.Random, seconds: float, workers: int, wanted: Sequence[str]) -> Iterator[Fault]:
-    slots = {kind: 2 if kind in _LONG else 1 for kind in wanted}
+    slots = {kind: _SLOTS.get(kind, 1) for kind in wanted}
     slot = min(_SLOT_SECONDS, _SHARE_OF_TIME_FOR_A_ROUND * seconds / sum(slots.values()))
     number = 0
     while True:

@@ -44,8 +44,9 @@ class Place:
         self.number = number
         self.name = f"worker{number}"
         self.lines = {
-            "postgres": Proxy(servers.postgres_socket, seed=seed),
-            "redis": Proxy(("127.0.0.1", servers.redis.port), seed=seed),
+            "postgres": [Proxy(servers.postgres_socket, seed=seed)],
+            "redis": [Proxy(("127.0.0.1", node.port), seed=seed) for node in servers.redis.nodes],
+            "sentinels": [Proxy(("127.0.0.1", each.port), seed=seed) for each in servers.redis.sentinels],
         }
         self.ready = asyncio.Event()
         self.died_in_a_task = 0
@@ -62,7 +63,7 @@ class Place:
 
     async def open(self) -> None:
         """Open the lines."""
-        for line in self.lines.values():
+        for line in self._all_lines():
             await line.open()
 
     async def live(self) -> None:
@@ -123,7 +124,7 @@ class Place:
             else:  # it is starting, and has nothing to finish
                 self.kill()
                 await process.wait()
-        for line in self.lines.values():
+        for line in self._all_lines():
             await line.close()
 
     async def _end(self, process: preforked.Process) -> None:
@@ -137,6 +138,17 @@ class Place:
         if process.returncode:
             self.unexpected.append(f"{self.name} ended with status {process.returncode}")
 
+    def _all_lines(self) -> list[Proxy]:
+        return [line for lines in self.lines.values() for line in lines]
+
+    def _ports(self) -> dict[int, int]:
+        """Return the port of each server of Redis -> the port of the line to it."""
+        redis = self._servers.redis
+        lines = [*self.lines["redis"], *self.lines["sentinels"]]
+        return {
+            each.port: line.port for each, line in zip([*redis.nodes, *redis.sentinels], lines, strict=True)
+        }
+
     def _heard(self, message: dict[str, Any]) -> None:
         if "ready" in message:
             self.ready.set()
@@ -146,7 +158,7 @@ class Place:
     def _databases(self) -> dict[str, str]:
         """Return which databases the process uses: name -> URL."""
         options = "sslmode=disable&gssencmode=disable&connect_timeout=2"
-        address = f"postgres@127.0.0.1:{self.lines['postgres'].port}"
+        address = f"postgres@127.0.0.1:{self.lines['postgres'][0].port}"
         return {
             name: f"postgresql://{address}/{database}?{options}"
             for name, database in self._servers.databases.items()
@@ -154,13 +166,15 @@ class Place:
 
     async def _start(self) -> preforked.Process:
         databases = [f"--database={name}={url}" for name, url in self._databases().items()]
+        ports = self._ports()
         with (self._directory / f"{self.name}.log").open("ab") as log:
             return await preforked.start(
                 RUN.format(module=self._module),
                 *("--seed", str(self._seed)),
                 *("--history", str(self._directory / f"{self.name}-{self._incarnation:03}.jsonl")),
                 *databases,
-                *("--redis", f"redis://127.0.0.1:{self.lines['redis'].port}/0"),
+                *("--redis", self._servers.redis.url(ports.__getitem__)),
+                *(f"--line={port}={line}" for port, line in ports.items()),
                 env={**os.environ, VARIABLE: self._sabotage},
                 stderr=log,
             )

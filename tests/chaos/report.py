@@ -9,12 +9,16 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
+import redis_nodes
 from chaos.checker import WHATS, Violation, longest_without_writing
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from rich.console import Console
 
     from chaos.faults import Happened
+    from chaos.history import Operation
     from chaos.run import Outcome
 
 __all__ = ["print_report"]
@@ -84,7 +88,10 @@ def _findings(title: str, violations: list[Violation], happened: list[Happened])
 def _figures(outcome: Outcome) -> Table:
     """Operations, faults of each kind, violations, and the longest time without writing."""
     settings, verdict = outcome.settings, outcome.verdict
-    title = f"Chaos: seed {settings.seed}, {outcome.seconds:.0f} s, {settings.workers} workers"
+    title = (
+        f"Chaos: seed {settings.seed}, {outcome.seconds:.0f} s, {settings.workers} workers, "
+        f"Redis: {settings.redis}"
+    )
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, show_header=False)
     table.add_column(overflow="fold")
     table.add_column(justify="right", no_wrap=True)
@@ -104,9 +111,34 @@ def _figures(outcome: Outcome) -> Table:
     table.add_row(f"reads {seconds}", str(window["stale"] + window["phantom"]))
     table.add_row("checkpoints damaged by turns that began before its end", str(window["damaged"]))
     table.add_row("turns broken off because PostgreSQL went back", str(len(verdict.upset)), end_section=True)
+    table.add_row("reads, of these hits", _hits(each for each in outcome.done if each.kind == "read"))
+    if outcome.away:
+        there, elsewhere = _while_away(outcome)
+        table.add_row("while a part of the cluster had no master: its reads", _hits(there))
+        table.add_row("while a part of the cluster had no master: other reads", _hits(elsewhere))
     longest, thread = longest_without_writing(outcome.done)
     table.add_row(f"longest time that a conversation could not write ({thread})", f"{longest:.1f} s")
     return table
+
+
+def _hits(reads: Iterable[Operation]) -> str:
+    answered = [read for read in reads if read.ok]
+    hits = sum(read.hit for read in answered)
+    return f"{len(answered):,}: {hits:,} ({100 * hits / max(1, len(answered)):.0f} %)"
+
+
+def _while_away(outcome: Outcome) -> tuple[list[Operation], list[Operation]]:
+    """Return the reads that began while a part of the cluster had no master: those of this part, and all
+    others."""
+    there: list[Operation] = []
+    elsewhere: list[Operation] = []
+    for read in outcome.done:
+        if read.kind == "read":
+            slots = [each.slots for each in outcome.away if each.start <= read.start <= each.end]
+            if slots:
+                is_there = any(redis_nodes.slot_of(read.thread) in each for each in slots)
+                (there if is_there else elsewhere).append(read)
+    return there, elsewhere
 
 
 def _samples(violations: list[Violation]) -> list[Violation]:

@@ -23,12 +23,13 @@ import redis
 from rich.console import Console
 
 from chaos.checker import FINAL, Verdict, judge
-from chaos.faults import KINDS, Fault, Happened, schedule
+from chaos.deployment import Away
+from chaos.faults import Fault, FaultFailedError, Happened, schedule
 from chaos.history import HistoryFile, Operation, Truth, read_histories
 from chaos.place import ForeignPlace, Place
 from chaos.report import print_report
 from chaos.sabotage import NO_TRIGGERS, SABOTAGES
-from chaos.servers import FOREIGN_DATABASE, FaultFailedError, Servers, run_servers
+from chaos.servers import DEPLOYMENTS, FOREIGN_DATABASE, Servers, run_servers
 from chaos.windows import Cut, Outage
 from chaos.worker import open_recording
 from glasspoint.errors import GlasspointError
@@ -65,7 +66,8 @@ class Settings:
     Attributes:
         seed: What the faults are drawn from, and what the workers draw.
         seconds: For how long there are faults.
-        kinds: Which ones.
+        redis: What Redis is: one of `DEPLOYMENTS`.
+        kinds: Which faults; by default all that there are for this Redis.
         quiet_seconds: How long the conversations go on after that.
         bound_seconds: How long such a write may go unnoticed by others: see `checker.judge`.
         workers, conversations: How many of each at a time. Every second conversation is in another database.
@@ -76,7 +78,8 @@ class Settings:
 
     seed: int
     seconds: float = 60.0
-    kinds: Sequence[str] = KINDS
+    redis: str = "single"
+    kinds: Sequence[str] = ()
     quiet_seconds: float = 0.5
     bound_seconds: float = BOUND_SECONDS
     workers: int = 3
@@ -84,6 +87,10 @@ class Settings:
     turns: tuple[int, int] = (3, 20)
     keep: Path | None = None
     sabotage: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.kinds:
+            object.__setattr__(self, "kinds", DEPLOYMENTS[self.redis].kinds)
 
 
 @dataclass
@@ -96,6 +103,7 @@ class Outcome:
         cuts: What PostgreSQL has lost by faults.
         seconds: How long the conversations went on.
         unexpected: Errors that no fault explains, processes that hung, faults that did not come about.
+        away: When parts of a Redis Cluster had no master.
     """
 
     settings: Settings
@@ -106,6 +114,7 @@ class Outcome:
     cuts: list[Cut]
     seconds: float
     unexpected: list[str] = field(default_factory=list)
+    away: list[Away] = field(default_factory=list)
 
     @property
     def good(self) -> bool:
@@ -123,7 +132,7 @@ async def run(settings: Settings) -> Outcome:
             directory = settings.keep
             directory.mkdir(parents=True)
         is_watched = settings.sabotage != NO_TRIGGERS
-        servers = await opened.enter_async_context(run_servers(is_watched=is_watched))
+        servers = await opened.enter_async_context(run_servers(redis=settings.redis, is_watched=is_watched))
         chaos = _Chaos(settings, servers, directory)
         opened.push_async_callback(chaos.end)
         await chaos.begin()
@@ -157,6 +166,7 @@ async def run(settings: Settings) -> Outcome:
             chaos.cuts,
             seconds,
             chaos.unexpected + errors,
+            servers.redis.away,
         )
 
 
@@ -320,7 +330,7 @@ class _Chaos:
             else:
                 self.cuts += await self._servers.suffer(fault)
         except (OSError, psycopg.Error, redis.RedisError, GlasspointError, FaultFailedError) as exc:
-            self._failed.append(f"a fault did not come about: {fault}: {exc!r}")
+            self._failed.append(f"a fault did not come about: {fault}: {exc!r} {exc}")
         else:
             self.happened.append(Happened(fault, started, monotonic()))
 
@@ -328,7 +338,12 @@ class _Chaos:
         assert fault.line is not None
         server, mode = fault.line
         places = self._places if fault.worker is None else [self._places[fault.worker]]
-        lines = [place.lines[server] for place in places]
+        if server == "master":
+            master = await asyncio.to_thread(self._servers.redis.master, fault)
+            number = self._servers.redis.nodes.index(master)
+            lines = [place.lines["redis"][number] for place in places]
+        else:
+            lines = [line for place in places for line in place.lines[server]]
         try:
             for line in lines:
                 await line.switch(mode)
@@ -349,7 +364,7 @@ async def _read_everything(servers: Servers, truths: Mapping[str, Truth], direct
     scopes |= {(name, *key[:2]) for name, truth in truths.items() for key in truth.checkpoints}
     history = HistoryFile(directory / f"{FINAL}.jsonl", FINAL)
     for name in servers.databases:
-        async with open_recording(name, servers.url(name), servers.redis.url, history) as saver:
+        async with open_recording(name, servers.url(name), servers.redis.url(), history) as saver:
             for attempt in range(4):
                 if attempt == 2:
                     await asyncio.to_thread(servers.redis.flush)
@@ -374,17 +389,22 @@ def main() -> int:
     )
     parser.add_argument("--workers", type=int, default=3, help="processes (3)")
     parser.add_argument("--conversations", type=int, default=8, help="at a time (8)")
-    parser.add_argument("--only", action="append", choices=KINDS, help="a kind of fault; again for more")
+    parser.add_argument("--redis", choices=DEPLOYMENTS, default="single", help="what Redis is (single)")
+    parser.add_argument("--only", action="append", metavar="KIND", help="a kind of fault; again for more")
     parser.add_argument("--keep", type=Path, default=None, help="leave the histories in this new directory")
     parser.add_argument("--sabotage", choices=SABOTAGES, default="", help="break Glasspoint in the workers")
     given = parser.parse_args()
+    for kind in given.only or ():
+        if kind not in DEPLOYMENTS[given.redis].kinds:
+            parser.error(f"--only {kind!r}: the kinds are {', '.join(DEPLOYMENTS[given.redis].kinds)}")
     seed = given.seed if given.seed is not None else draw_seed()
     sys.stdout.write(f"CHAOS_SEED={seed}\n")
     sys.stdout.flush()
     settings = Settings(
         seed=seed,
         seconds=60 * given.minutes,
-        kinds=given.only or KINDS,
+        redis=given.redis,
+        kinds=given.only or (),
         bound_seconds=given.bound,
         workers=given.workers,
         conversations=given.conversations,

@@ -50,6 +50,19 @@ def _no_epoch() -> None:
     epoch._guard = lambda section, field, value: ""
 
 
+def _no_reign() -> None:
+    """In a Redis Cluster, the reign that an entry names is ignored."""
+    texts = epoch._script_texts
+    line = "if redis.call('HGET', KEY, 'reign') ~= REIGN then redis.call('DEL', KEY) end"
+
+    def broken(reign: Any, *, copied: bool, in_cluster: bool = False) -> dict[str, str]:
+        found = texts(reign, copied=copied, in_cluster=in_cluster)
+        assert not in_cluster or line in found["read"]
+        return {step: text.replace(line, "") for step, text in found.items()}
+
+    epoch._script_texts = broken
+
+
 def _no_l2() -> None:
     """Every seventh checkpoint, and every seventh task's writes, are acknowledged without PostgreSQL."""
     put, put_writes, calls = Store.put, Store.put_writes, iter(range(10**9))
@@ -118,6 +131,7 @@ SABOTAGES: dict[str, Callable[[], None]] = {
     "no commit": _no_commit,
     "no epoch": _no_epoch,
     "no l2": _no_l2,
+    "no reign": _no_reign,
     "no answer": _no_answer,
     "no identity": _no_identity,
     "no look": _no_look,

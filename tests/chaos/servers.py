@@ -17,16 +17,18 @@ from typing import Any
 
 import psycopg
 from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
-from redis.asyncio import Redis
 
+from chaos.cluster_deployment import ClusterDeployment
 from chaos.conversation import databases_of
-from chaos.faults import Fault
+from chaos.deployment import Deployment, OneServer
+from chaos.faults import Fault, FaultFailedError
 from chaos.history import Truth, digest, digest_of_values
+from chaos.sentinel_deployment import SentinelDeployment
 from chaos.windows import ALWAYS, Cut, Span
 from glasspoint import CachedPostgresSaver
-from glasspoint.embedded import EmbeddedPostgres, EmbeddedRedis
+from glasspoint.embedded import EmbeddedPostgres
 
-__all__ = ["FOREIGN_DATABASE", "FaultFailedError", "Servers", "run_servers"]
+__all__ = ["DEPLOYMENTS", "FOREIGN_DATABASE", "Servers", "run_servers"]
 
 _DATABASES = {"a": "chaos_a", "b": "chaos_b"}
 FOREIGN_DATABASE = "a"
@@ -37,27 +39,21 @@ _TABLES = ("checkpoints", "checkpoint_blobs", "checkpoint_writes")
 # A commit that is not waited for is durable after three rounds of the WAL writer, 200 ms each, at the latest.
 _NOT_DURABLE_SECONDS = 1.0
 
-_ROOM_BYTES = 150_000
-"""How much more than an empty Redis needs it may use while it evicts: a few conversations."""
-
+DEPLOYMENTS: dict[str, type[Deployment]] = {
+    each.name: each for each in (OneServer, ClusterDeployment, SentinelDeployment)
+}
+"""What Redis may be: the values of `--redis`."""
 
 # A fault that keeps the server down for less than this puts files back without a recovery.
 _PUT_BACK_DOWN_SECONDS = 0.15
 
-_SQUEEZES = 40
-_SQUEEZE_BYTES = 10_000
-
-
-class FaultFailedError(Exception):
-    """What was to go wrong did not."""
-
 
 @dataclass
 class Servers:
-    """A PostgreSQL that keeps what it acknowledges, with two databases, and a Redis."""
+    """A PostgreSQL that keeps what it acknowledges, with two databases, and a deployment of Redis."""
 
     postgres: EmbeddedPostgres
-    redis: EmbeddedRedis
+    redis: Deployment
     databases: dict[str, str]
     """The name of each database in histories -> its name in PostgreSQL."""
     _old_backup_of: Span | None = None
@@ -74,9 +70,7 @@ class Servers:
 
     async def save_old_snapshot(self) -> None:
         """Keep a snapshot of Redis for a later restart, if there is none yet."""
-        if not self._old_snapshot.exists():
-            await asyncio.to_thread(self.redis.save_snapshot)
-            await asyncio.to_thread(shutil.copy, self._snapshot, self._old_snapshot)
+        await asyncio.to_thread(self.redis.save_old_snapshots)
 
     async def suffer(self, fault: Fault) -> list[Cut]:
         """Make one fault happen to a server, from its beginning to its end.
@@ -88,18 +82,6 @@ class Servers:
             FaultFailedError: It did not come about.
         """
         match fault.kind:
-            case "redis killed, old snapshot":
-                await self._restart_redis(fault)
-            case "redis flushed":
-                await asyncio.to_thread(self.redis.flush)
-            case "redis evicts":
-                await self._evict(fault)
-            case "redis frozen":
-                self.redis.freeze()
-                try:
-                    await asyncio.sleep(fault.seconds)
-                finally:
-                    self.redis.thaw()
             case "postgres backends terminated":
                 await self._terminate_backends()
             case "postgres restarted":
@@ -113,7 +95,13 @@ class Servers:
             case "postgres tables truncated":
                 return await self._truncate(fault)
             case _:
-                raise FaultFailedError(f"nobody knows how to do it: {fault}")
+                await self.redis.suffer(fault)
+                shared, self.redis.shared = self.redis.shared, []
+                return [
+                    cut
+                    for span in shared
+                    for cut in self._cuts("a failover", span, span, self.databases, by=None, is_sure=False)
+                ]
         return []
 
     async def truth(self, name: str) -> Truth:
@@ -143,51 +131,6 @@ class Servers:
                 pending[thread, namespace, checkpoint, task, channel] = digest(value)
                 said_in[thread, namespace, checkpoint] |= set(databases_of([value]))
         return Truth(checkpoints, pending, said_in)
-
-    @property
-    def _snapshot(self) -> Path:
-        return self.redis.directory / "dump.rdb"
-
-    @property
-    def _old_snapshot(self) -> Path:
-        return self.redis.directory / "old.rdb"
-
-    async def _restart_redis(self, fault: Fault) -> None:
-        """From the run's first snapshot, which knows conversations as they were long ago, or from one that
-        was saved as the fault began. Which, is drawn: it is what `worker` means for this kind of fault."""
-        recent = fault.worker is not None
-        if recent:
-            await asyncio.to_thread(self.redis.save_snapshot)
-        await asyncio.sleep(fault.seconds)
-        await asyncio.to_thread(self.redis.kill)
-        if not recent:
-            await asyncio.to_thread(shutil.copy, self._old_snapshot, self._snapshot)
-        await asyncio.sleep(fault.down_seconds)
-        await asyncio.to_thread(self.redis.start)
-
-    async def _evict(self, fault: Fault) -> None:
-        async with Redis.from_url(self.redis.url) as client:
-            evicted_before = (await client.info("stats"))["evicted_keys"]
-
-            async def has_evicted() -> bool:
-                return bool((await client.info("stats"))["evicted_keys"] > evicted_before)
-
-            await client.flushall()
-            used = (await client.info("memory"))["used_memory"]
-            await client.config_set("maxmemory-policy", "allkeys-lru")
-            await client.config_set("maxmemory", used + _ROOM_BYTES)
-            try:
-                await asyncio.sleep(fault.seconds)
-                for _ in range(_SQUEEZES):  # a slow machine, or a short fault: so little was stored
-                    if await has_evicted():
-                        break
-                    used = (await client.info("memory"))["used_memory"]
-                    await client.config_set("maxmemory", used - _SQUEEZE_BYTES)
-                    await asyncio.sleep(0.05)
-            finally:
-                await client.config_set("maxmemory", 0)
-            if not await has_evicted():
-                raise FaultFailedError("nothing was evicted: there was room for everything")
 
     async def _crash(self, fault: Fault) -> list[Cut]:
         """An immediate shutdown, after which the next start recovers. Commits that were not waited for, which
@@ -307,25 +250,26 @@ def _copy(source: Path, target: Path) -> None:
 
 
 @asynccontextmanager
-async def run_servers(*, is_watched: bool = True) -> AsyncIterator[Servers]:
+async def run_servers(*, redis: str = "single", is_watched: bool = True) -> AsyncIterator[Servers]:
     """Start both, and make the tables; at the end they are gone.
 
     Args:
+        redis: One of `DEPLOYMENTS`.
         is_watched: Make the triggers that note what other software writes.
     """
     # Durable: a crash of PostgreSQL must not lose what it acknowledged, that would be its own doing.
-    postgres, redis = EmbeddedPostgres(durable=True), EmbeddedRedis()
+    postgres, deployment = EmbeddedPostgres(durable=True), DEPLOYMENTS[redis]()
     try:
-        await asyncio.gather(asyncio.to_thread(postgres.start), asyncio.to_thread(redis.start))
+        await asyncio.gather(asyncio.to_thread(postgres.start), asyncio.to_thread(deployment.start))
         for database in _DATABASES.values():
             url = await asyncio.to_thread(postgres.create_database, database)
             saver = await CachedPostgresSaver.create(
-                url, redis.url, foreign_writes="watch" if is_watched else "ignore"
+                url, deployment.url(), foreign_writes="watch" if is_watched else "ignore"
             )
             await saver.close()
-        yield Servers(postgres, redis, _DATABASES)
+        yield Servers(postgres, deployment, _DATABASES)
     finally:
-        await asyncio.to_thread(redis.close)
+        await asyncio.to_thread(deployment.close)
         await asyncio.to_thread(postgres.close)
 
 

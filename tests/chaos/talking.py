@@ -238,10 +238,12 @@ def parse_arguments(description: str | None) -> Namespace:
     parser.add_argument("--history", type=Path, required=True, help="the file to write everything down in")
     parser.add_argument("--database", action="append", required=True, help="NAME=URL; again for more")
     parser.add_argument("--redis", required=True)
+    parser.add_argument("--line", action="append", default=[], help="PORT=PORT: a server's, and its line's")
     parser.add_argument("--seed", required=True)
     parser.add_argument("--parent", type=int, required=True, help="the process that wants this one")
     given = parser.parse_args()
     given.databases = dict(each.split("=", 1) for each in given.database)
+    given.lines = {int(port): int(line) for port, line in (each.split("=") for each in given.line)}
     return given
 
 

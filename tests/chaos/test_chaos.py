@@ -58,6 +58,24 @@ async def test_half_a_minute_of_chaos_lose_nothing_and_show_nothing_old(
     assert sum(each.worker.startswith("foreign") for each in turns) > 5
 
 
+@pytest.mark.skipif(not dice.EXPLORING, reason="takes minutes of processor time: make explore runs it")
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("redis", ["cluster", "sentinel"])
+async def test_two_minutes_of_chaos_on_several_redis_servers(redis: str, seed: int) -> None:
+    outcome = await run(Settings(seed, seconds=120.0, redis=redis))
+    assert outcome.good, report(outcome)
+    assert {each.fault.kind for each in outcome.happened} == set(outcome.settings.kinds)
+    assert min(outcome.verdict.checked.values()) > 10, outcome.verdict.checked
+    assert sum(each.hit for each in outcome.done) > 10
+
+
+@pytest.mark.skipif(not dice.EXPLORING, reason="takes minutes of processor time: make explore runs it")
+@pytest.mark.timeout(900)
+async def test_an_ignored_reign_in_a_cluster_is_found() -> None:
+    kinds = "master restarted, old snapshot", "shard away"
+    await find(Settings(0, seconds=36.0, redis="cluster", kinds=kinds, sabotage="no reign"), {"stale"})
+
+
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize(
     ("sabotage", "fault", "found"),

@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import pytest
 
-from chaos.faults import KINDS, schedule
+from chaos.faults import CLUSTER_KINDS, KINDS, SENTINEL_KINDS, schedule
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -16,6 +16,19 @@ def test_every_kind_has_its_turn_within_a_minute_one_at_a_time(seed: int) -> Non
     for earlier, later in pairwise(faults):
         assert earlier.at + earlier.seconds + earlier.down_seconds < later.at
     assert faults[-1].at + faults[-1].seconds < 60
+
+
+@pytest.mark.parametrize("kinds", [CLUSTER_KINDS, SENTINEL_KINDS])
+def test_so_it_is_with_several_redis_servers(kinds: tuple[str, ...]) -> None:
+    faults = schedule(1, 180, 3, kinds)
+    assert {fault.kind for fault in faults} == set(kinds)
+    for earlier, later in pairwise(faults):
+        assert earlier.at + earlier.seconds + earlier.down_seconds < later.at
+
+
+def test_what_else_is_drawn_for_a_fault_is_the_same_each_time() -> None:
+    for fault in schedule(1, 60, 3):
+        assert fault.dice().random() == fault.dice().random()
 
 
 def test_a_seed_gives_the_same_faults_again() -> None:

@@ -15,6 +15,7 @@ from typing import Any
 
 from chaos.conversation import NAMESPACES
 from chaos.history import HistoryFile
+from chaos.lines import use_lines
 from chaos.sabotage import VARIABLE, sabotage
 from chaos.talking import Recording, Talker, current_operation, parse_arguments
 from glasspoint import CachedPostgresSaver, Telemetry
@@ -139,6 +140,7 @@ async def main() -> None:
     logging.getLogger("psycopg.pool").setLevel(logging.ERROR)
     random.seed(f"{given.seed} {given.history.stem}")
     sabotage(os.environ.get(VARIABLE, ""))
+    use_lines(given.lines)
     history = HistoryFile(given.history, given.history.stem)
     savers = {}
     async with AsyncExitStack() as opened:

@@ -22,6 +22,7 @@ import yaml
 
 from dashboards.rules import ALERTS, rules
 from glasspoint import Settings
+from glasspoint.redis.location import locate
 from places import ROOT
 from promtool import needs_promtool, promtool
 
@@ -32,6 +33,8 @@ DOCKERFILE = ROOT / "Dockerfile"
 
 FILE = yaml.safe_load(COMPOSE.read_text("utf-8"))
 SERVICES: dict[str, dict[str, Any]] = FILE["services"]
+
+MASTERS = ("redis-cluster-1", "redis-cluster-2", "redis-cluster-3")
 
 # Which ports the programs in the containers listen on, by image.
 LISTENS = {
@@ -151,11 +154,48 @@ def test_a_service_takes_so_much_memory_and_no_more(name: str) -> None:
     assert re.fullmatch(r"\d+[mg]", SERVICES[name]["mem_limit"])
 
 
-def test_only_the_alertmanager_has_to_be_asked_for() -> None:
-    assert {name: s["profiles"] for name, s in SERVICES.items() if "profiles" in s} == {
-        "alertmanager": ["alertmanager"]
-    }
-    assert not any("alertmanager" in service.get("depends_on", ()) for service in SERVICES.values())
+def test_only_the_alertmanager_and_the_cluster_have_to_be_asked_for() -> None:
+    profiles = {name: s["profiles"] for name, s in SERVICES.items() if "profiles" in s}
+    assert profiles.pop("alertmanager") == ["alertmanager"]
+    assert profiles == {name: ["cluster"] for name in [*MASTERS, "redis-cluster-init"]}
+    # Compose refuses a service that waits for one that is not asked for.
+    for name, service in SERVICES.items():
+        for other in service.get("depends_on", ()):
+            assert SERVICES[other].get("profiles", []) in ([], service.get("profiles")), name
+
+
+def test_the_application_uses_the_cluster_if_it_is_told_to_and_one_redis_otherwise() -> None:
+    text = (ROOT / "docs" / "observability.md").read_text("utf-8")
+    [block] = [block for block in re.findall(r"```sh\n(.*?)```", text, re.S) if "COMPOSE_PROFILES" in block]
+    told = dict(line.split("=", 1) for line in block.splitlines() if not line.startswith("#"))
+    assert told.pop("COMPOSE_PROFILES") == "cluster"
+    assert told.keys() <= switches().keys()
+    given = SERVICES["app"]["environment"]
+    assert given["REDIS_URL"] == f"${{APP_REDIS_URL:-{switches()['APP_REDIS_URL']}}}"
+    assert given["CHECKPOINT_FALLBACKS"] == f"${{FALLBACKS:-{switches()['FALLBACKS']}}}"
+    for values, kind in ((switches(), "single"), (told, "cluster")):
+        location = locate(values["APP_REDIS_URL"])
+        assert location.kind == kind
+        assert ("redis" in values["FALLBACKS"].split(",")) == (kind == "single")
+    assert location.hosts == tuple((name, 6379) for name in MASTERS)
+    fallbacks = Settings.model_fields["fallbacks"].default
+    assert switches()["FALLBACKS"] == ",".join(fallbacks)
+
+
+def test_one_cluster_is_made_of_all_masters_and_prometheus_finds_them() -> None:
+    init = SERVICES["redis-cluster-init"]
+    assert init["depends_on"].keys() == set(MASTERS)
+    create = re.search(r"--cluster create (.+) --cluster-yes", init["command"][-1])
+    assert create
+    assert create[1].split() == [f"{name}:6379" for name in MASTERS]
+    for name in MASTERS:
+        command = SERVICES[name]["command"]
+        assert command[command.index("--cluster-enabled") + 1] == "yes"
+        assert command[command.index("--cluster-require-full-coverage") + 1] == "no"
+        assert SERVICES[name]["image"] == SERVICES["redis"]["image"] == init["image"]
+    scrapes = read(DASHBOARDS / "prometheus" / "prometheus.yml")["scrape_configs"]
+    [found] = [config for scrape in scrapes for config in scrape.get("dns_sd_configs", ())]
+    assert (tuple(found["names"]), found["port"]) == (MASTERS, 6379)
 
 
 def test_every_severity_of_an_alert_has_its_route() -> None:
@@ -191,7 +231,8 @@ def test_who_waits_for_a_healthy_service_waits_for_one_that_says_so(name: str) -
 
 def test_every_service_has_a_health_check_but_tempo_in_whose_image_nothing_could_make_one() -> None:
     without = {name for name, service in SERVICES.items() if "healthcheck" not in service}
-    assert without == {"app", "tempo"}
+    assert without == {"app", "tempo", "redis-cluster-init"}
+    assert SERVICES["redis-cluster-init"]["restart"] == "no", "it ends"
     assert "HEALTHCHECK" in DOCKERFILE.read_text("utf-8")
 
 
@@ -232,9 +273,12 @@ def addresses() -> Iterator[tuple[str, str]]:
     """Return every `host:port` that a file tells one container of another, and where that stands."""
     prometheus = read(DASHBOARDS / "prometheus" / "prometheus.yml")
     for scrape in prometheus["scrape_configs"]:
-        for config in scrape["static_configs"]:
+        for config in scrape.get("static_configs", ()):
             for target in config["targets"]:
                 yield "prometheus.yml", target
+        for relabelling in scrape.get("relabel_configs", ()):
+            if relabelling["target_label"] == "__address__":
+                yield "prometheus.yml", relabelling["replacement"]
     for alertmanager in prometheus["alerting"]["alertmanagers"]:
         for config in alertmanager["static_configs"]:
             for target in config["targets"]:
@@ -247,7 +291,8 @@ def addresses() -> Iterator[tuple[str, str]]:
         for variable, value in service.get("environment", {}).items():
             if variable == "DATA_SOURCE_URI":
                 value = f"postgresql://{value}"
-            if "://" in str(value):
+            value = re.sub(r"^\$\{\w+:-(.+)\}$", r"\1", str(value))
+            if "://" in value:
                 yield f"{name}: {variable}", urlsplit(value).netloc.rpartition("@")[2]
 
 

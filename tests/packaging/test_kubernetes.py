@@ -10,7 +10,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, get_args
 
 import httpx
 import kubernetes_validate
@@ -20,6 +20,7 @@ from prometheus_client import CollectorRegistry
 
 from command_line import environment, glasspoint
 from glasspoint import Settings
+from glasspoint.redis.location import Kind, locate
 from glasspoint.telemetry.http import telemetry_app
 from places import ROOT
 
@@ -34,12 +35,15 @@ MANIFESTS = [
 OPERATOR = "monitoring.coreos.com/v1"
 SETTINGS = {str(field.validation_alias) for field in Settings.model_fields.values()}
 
+# The secrets, and what their REDIS_URL leads to: one of these files is applied.
+REDIS = {"secrets.yaml": "single", "secrets-sentinel.yaml": "sentinel", "secrets-cluster.yaml": "cluster"}
+
 # An older release, and the newest one that there are schemas of.
 RELEASES = ("1.29", kubernetes_validate.latest_version())
 
 
-def of_kind(kind: str) -> list[dict[str, Any]]:
-    return [each for _, each in MANIFESTS if each["kind"] == kind]
+def of_kind(kind: str, file: str | None = None) -> list[dict[str, Any]]:
+    return [each for name, each in MANIFESTS if each["kind"] == kind and file in (None, name)]
 
 
 def pods() -> Iterator[tuple[str, dict[str, Any]]]:
@@ -73,9 +77,10 @@ def test_a_mistyped_field_would_be_noticed() -> None:
         kubernetes_validate.validate(mistyped, RELEASES[-1], strict=True)
 
 
-def test_every_variable_is_a_setting_and_every_secret_has_it() -> None:
-    secrets = {each["metadata"]["name"]: each["stringData"] for each in of_kind("Secret")}
-    values = {}
+@pytest.mark.parametrize(("file", "kind"), REDIS.items())
+def test_every_variable_is_a_setting_and_every_secret_has_it(file: str, kind: str) -> None:
+    secrets = {each["metadata"]["name"]: each["stringData"] for each in of_kind("Secret", file)}
+    values, used = dict[str, Any](), set[str]()
     for container in containers():
         for variable in container["env"]:
             assert variable["name"] in SETTINGS
@@ -84,11 +89,33 @@ def test_every_variable_is_a_setting_and_every_secret_has_it() -> None:
             else:
                 reference = variable["valueFrom"]["secretKeyRef"]
                 assert reference["key"] == variable["name"]
-                assert reference["key"] in secrets[reference["name"]]
+                used.add(reference["key"])
+                assert reference.get("optional") or reference["key"] in secrets[reference["name"]]
+    assert secrets["chat-service"].keys() <= used
     settings = Settings(**values, **secrets["chat-service"])
     assert settings.pool_max_size == int(values["CHECKPOINT_POOL_MAX_SIZE"])
+    assert ("redis" in settings.fallbacks) == (kind != "cluster"), "a cluster is refused as this tier"
     mentioned = set(re.findall(r"\b(?:CHECKPOINT|GLASSPOINT)_[A-Z0-9_]+", PAGE))
     assert mentioned <= SETTINGS
+
+
+@pytest.mark.parametrize(("file", "kind"), REDIS.items())
+def test_the_url_of_redis_leads_to_what_the_file_is_for(file: str, kind: str) -> None:
+    service = next(each for each in of_kind("Secret", file) if each["metadata"]["name"] == "chat-service")
+    url = service["stringData"]["REDIS_URL"]
+    location = locate(url)
+    assert location.kind == kind
+    if kind != "single":
+        assert len(location.hosts) == 3
+        assert {port for _, port in location.hosts} == {26379 if kind == "sentinel" else 6379}
+        assert url.partition("://")[0] in PAGE
+    if kind == "sentinel":
+        assert (location.service, location.options["db"]) == ("mymaster", 0)
+
+
+def test_there_is_a_file_of_secrets_for_each_kind_of_redis() -> None:
+    assert {path.name for path in FOLDER.glob("secrets*.yaml")} == REDIS.keys()
+    assert set(REDIS.values()) == set(get_args(Kind))
 
 
 def test_only_the_job_that_makes_the_tables_has_their_owner() -> None:

@@ -116,6 +116,28 @@ def test_queues_are_what_they_are_known_to_be(capacity: Any) -> None:
     assert crowded.per_second * crowded.turn_ms / 1000 == pytest.approx(50, rel=0.2)
 
 
+def test_masters_share_the_steps(capacity: Any) -> None:
+    figures, simulation = capacity.figures.Figures.read(DOCS), capacity.simulation
+
+    def busy(masters: int) -> float:
+        system = simulation.System(redis_masters=masters, postgres_cores=4, thinks=False)
+        share: float = simulation.Model(figures, system, seed=5).turns(20, 200).busy["redis"]
+        return share
+
+    one, four = busy(1), busy(4)
+    # Steps to different masters share no pipeline, so four masters do more together than one.
+    assert one / 4 < 1.05 * four < one / 2
+
+
+def test_a_turn_has_as_many_bursts_as_its_pauses_make(capacity: Any) -> None:
+    """A read asks Redis once, a burst three times: the measured turns say the same."""
+    figures = capacity.figures.Figures.read(DOCS)
+    for durability, thinks, bursts in (("sync", False, 1), ("sync", True, 4), ("exit", True, 1)):
+        assert len(capacity.figures.bursts_of(durability, thinks=thinks)) == bursts
+        measured = figures.turn("Glasspoint", durability, 16 if thinks else 1, thinks=thinks)
+        assert measured["redis_steps"] == pytest.approx(2 + 3 * bursts, rel=0.3), (durability, thinks)
+
+
 def test_a_flush_makes_the_next_read_of_each_conversation_a_miss(capacity: Any) -> None:
     figures, simulation = capacity.figures.Figures.read(DOCS), capacity.simulation
 

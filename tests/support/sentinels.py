@@ -123,17 +123,26 @@ class Group:
     def fail_over(self) -> None:
         """Let the sentinels promote the replica; return when all name it."""
         promoted = self.replica
-        self.sentinels[0].command("SENTINEL", "FAILOVER", SERVICE)
-        self.wait_for(promoted)
 
-    def wait_for(self, master: EmbeddedRedis) -> None:
+        def is_promoted() -> bool:
+            # A sentinel refuses while it has not heard of the replica lately, and gives up if that is slow.
+            with suppress(sync_redis.ResponseError):
+                self.sentinels[0].command("SENTINEL", "FAILOVER", SERVICE)
+            with suppress(AssertionError):
+                self.wait_for(promoted, seconds=10)
+                return True
+            return False
+
+        _wait_until(is_promoted)
+
+    def wait_for(self, master: EmbeddedRedis, *, seconds: float = 60.0) -> None:
         """Wait until all running sentinels name a server."""
 
         def named() -> bool:
             running = [each for each in self.sentinels if each.running]
             return all(each.masters()[SERVICE]["port"] == master.port for each in running)
 
-        _wait_until(named)
+        _wait_until(named, seconds=seconds)
 
     def heal(self) -> None:
         """Bring everything back, and empty the servers."""

@@ -339,6 +339,7 @@ class Chain:
 
     async def _bring_up_from(self, tier: str, lookout: Lookout, saver: TierSaver, thread_id: str) -> None:
         drainer, give_up_at = self._drainers[tier], monotonic() + _FOLLOW_SECONDS
+        drainer.drains_into(saver.status.tier)
         if thread_id in drainer.refused or not (await lookout.look(thread_id)).this:
             return
         done = Round()
@@ -693,6 +694,7 @@ class Chain:
     async def _drain(self, spec: Spec, lower: TierSaver, upper: TierSaver) -> Round:
         # The best tier is never drained, so `lower` is a `RedisSaver` or a `MemorySaver`.
         drainer, done = self._drainers[spec.name], Round()
+        drainer.drains_into(upper.status.tier)
         with self._telemetry.step("drain", None) as step:
             try:
                 await drainer.round(lower, upper, done)  # type: ignore[arg-type]
@@ -771,17 +773,19 @@ class Chain:
             await before.close()
 
     async def _let_go(self) -> None:
-        """Close the saver that was kept, and log its threads: they could not be drained, and end here."""
+        """Close the saver that was kept, and log the threads that could not be drained: they end here."""
         if self._kept is None:
             return
         (spec, saver), self._kept = self._kept, None
-        refused = self._drainers[spec.name].refused
-        _log.error(
-            "%d threads of the tier %s could not be drained, and are lost with this process: %s.",
-            len(refused),
-            spec.name,
-            ", ".join(f"{thread_id!r} ({why})" for thread_id, why in list(refused.items())[:_NAMED_AT_MOST]),
-        )
+        if refused := self._drainers[spec.name].refused:
+            _log.error(
+                "%d threads of the tier %s could not be drained, and are lost with this process: %s.",
+                len(refused),
+                spec.name,
+                ", ".join(
+                    f"{thread_id!r} ({why})" for thread_id, why in list(refused.items())[:_NAMED_AT_MOST]
+                ),
+            )
         await saver.close()
 
 

@@ -172,7 +172,14 @@ class Drainer:
         self.held_elsewhere: frozenset[str] = frozenset()
         """Threads with a history in a tier that is lost now. If one began anew, that is not its state."""
         self.refused: dict[str, str] = {}
-        """Threads that can never be moved, as far as this process knows -> the reason, in one word."""
+        """Threads that the tier above never takes, as far as this process knows -> the reason, in a word."""
+        self._upper: str | None = None
+
+    def drains_into(self, upper: str) -> None:
+        """Name the tier above. A thread that another tier has refused is tried again."""
+        if upper != self._upper:
+            self._upper = upper
+            self.refused.clear()
 
     async def round(self, lower: LowerTier, upper: UpperTier, done: Round | None = None) -> Round:
         """Try to move every thread, once.
@@ -252,7 +259,7 @@ class Drainer:
         self._report.drained("refused")
         _log.error(  # without the text, which may quote a value
             "Thread %r cannot be drained (%s): it stays in the tier %s, where nobody reads it. All others go "
-            "on. The next start of a process tries again.",
+            "on. It is tried again when a better tier is back and, from Redis, when a process starts.",
             thread_id,
             _word_for(exc),
             self._tier,

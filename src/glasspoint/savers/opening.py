@@ -270,17 +270,17 @@ class ManagedSaver(OpenedSaver):
         own = cast("CachedOptions", {name: value for name, value in options.items() if name in names})
         telemetry = own["telemetry"] = options.get("telemetry") or create_telemetry()
         async with AsyncExitStack() as opened:
-            if isinstance(redis, str):
-                timeout = seconds_of(options.get("l1_timeout_seconds", _L1_TIMEOUT_SECONDS))
-                redis = await connect_redis(
-                    redis,
-                    timeout_seconds=client.TIMEOUTS_TO_CONNECT * timeout,
-                    mode=options.get("redis_mode", "auto"),
-                    step_seconds=timeout,
-                )
-                opened.push_async_callback(redis.aclose)
-            client.check_redis_or_cluster(redis)
             with quiet(), heeding_cancellation():
+                if isinstance(redis, str):
+                    timeout = seconds_of(options.get("l1_timeout_seconds", _L1_TIMEOUT_SECONDS))
+                    redis = await connect_redis(
+                        redis,
+                        timeout_seconds=client.TIMEOUTS_TO_CONNECT * timeout,
+                        mode=options.get("redis_mode", "auto"),
+                        step_seconds=timeout,
+                    )
+                    opened.push_async_callback(redis.aclose)
+                client.check_redis_or_cluster(redis)
                 pool = await pools.open_pool(
                     conn_string,
                     min_size=min_size,

@@ -173,9 +173,10 @@ class RedisSaver(HistorySaver):
         async with AsyncExitStack() as opened:
             if isinstance(redis, str):
                 timeout = seconds_of(options.get("timeout_seconds", _TIMEOUT_SECONDS))
-                redis = await connect_redis(
-                    redis, timeout_seconds=TIMEOUTS_TO_CONNECT * timeout, mode=mode, step_seconds=timeout
-                )
+                with quiet():
+                    redis = await connect_redis(
+                        redis, timeout_seconds=TIMEOUTS_TO_CONNECT * timeout, mode=mode, step_seconds=timeout
+                    )
                 opened.push_async_callback(redis.aclose)
             saver = cls(redis, **own)
             try:

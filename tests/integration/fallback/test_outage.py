@@ -918,6 +918,30 @@ async def test_a_redis_that_comes_back_empty_is_noticed_on_the_way_up_from_memor
             await said(saver, "42")
 
 
+async def test_what_an_emptied_redis_refuses_is_drained_when_postgresql_is_back(
+    own_postgres: EmbeddedPostgres,
+    own_redis: EmbeddedRedis,
+    registry: CollectorRegistry,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Redis may have lost the thread, so it takes no other branch of it from `memory`. PostgreSQL does."""
+    url = with_tables(own_postgres)
+    own_postgres.stop()
+    async with pod(url, own_redis.url, registry) as saver:
+        await say(saver, "42", "in redis")
+        own_redis.kill()
+        await say(saver, "42", "in memory")
+        assert saver.tier == "memory"
+        own_redis.start()
+        await until(lambda: saver.tier == "redis")
+        assert undrained(registry, "memory") == (1, 3)
+        own_postgres.start()
+        await until(lambda: saver.tier == "cached")
+        await until(lambda: undrained(registry, "memory") == (0, 0))
+    assert len(await threads_in(url)) == 1
+    assert "are lost with this process" not in caplog.text
+
+
 async def test_a_process_without_the_key_refuses_what_is_signed(
     own_postgres: EmbeddedPostgres, own_redis: EmbeddedRedis
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from time import monotonic
@@ -23,6 +24,7 @@ from glasspoint.embedded import EmbeddedPostgres, EmbeddedRedis
 from glasspoint.errors import ConfigurationError, GlasspointError, RedisRefusedError, RedisUnavailableError
 from glasspoint.redis.client import address_of, look_again, open_redis
 from glasspoint.redis.sentinels import SentinelPool, Sentinels
+from places import DOCS
 from sentinels import SERVICE, Group, Sentinel, sentinel_url
 from states import counts, exact, open_saver, open_upstream
 from steps import Thread, hits_at_last, readyz, until
@@ -485,9 +487,25 @@ async def test_master_and_sentinels_have_passwords_of_their_own_that_are_never_s
     assert SECRET not in shown + caplog.text
 
 
+async def test_a_user_of_the_sentinels_needs_what_the_documentation_lists(
+    group: Group, database: str
+) -> None:
+    page = (DOCS / "rights.md").read_text("utf-8")
+    [rule] = re.findall(r"^ACL SETUSER sentinel_reader on >PASSWORD (.*)$", page, re.MULTILINE)
+    thread = Thread("a")
+    with Sentinel(f"sentinel monitor {SERVICE} 127.0.0.1 {group.master.port} 1") as sentinel:
+        await until(lambda: sentinel.masters()[SERVICE]["flags"] == "master")
+        sentinel.command("ACL", "SETUSER", "sentinel_reader", "on", ">word", *rule.split())
+        query = "?sentinel_username=sentinel_reader&sentinel_password=word"
+        async with watched(database, sentinel_url(sentinel, query=query)) as one:
+            await thread.put(one.saver)
+            assert await one.hits(thread)
+
+
 async def test_check_says_how_the_master_was_found(group: Group, database: str) -> None:
     async def found() -> Any:
-        return [each async for each in run_checks(database, group.url, timeout_seconds=30)][1]
+        findings = [each async for each in run_checks(database, group.url, timeout_seconds=30)]
+        return next(each for each in findings if each.name == "Redis")
 
     finding = await found()
     assert finding.status == "ok"

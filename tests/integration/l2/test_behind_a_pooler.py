@@ -25,6 +25,7 @@ from command_line import glasspoint
 from conformance_suite import ALL as CAPABILITIES
 from conformance_suite import check_conformance
 from conversations import Conversation, process
+from databases import with_tables
 from glasspoint import CachedPostgresSaver, MemorySaver, create_telemetry, migrate
 from glasspoint.embedded import EmbeddedPostgres, EmbeddedRedis
 from glasspoint.errors import L2UnavailableError
@@ -39,8 +40,9 @@ SIZE = 2
 
 
 @pytest.fixture(scope="module")
-def pooler(postgres: EmbeddedPostgres, _database: str) -> Iterator[str]:
+def pooler(postgres: EmbeddedPostgres) -> Iterator[str]:
     """The URL of the database through a PgBouncer."""
+    with_tables(postgres)
     with pgbouncer(postgres, "test", size=SIZE) as url:
         yield url
 

@@ -161,7 +161,8 @@ async def test_cancelled_again_it_does_not_wait_for_the_servers_word_and_is_in_d
         await until(lambda: has_ended(database, pid))
         await until(lambda: is_whole(saver))
         thread.number -= 1
-        assert await thread.turn(saver) == (1 if is_heard else 2)
+        # A closed connection may end the statement, too, on a busy machine.
+        assert await thread.turn(saver) in ({1} if is_heard else {1, 2})
         await agree(saver, database, thread)
         await thread.put(saver)
         await agree(saver, database, thread)
