@@ -52,7 +52,7 @@ def test_every_setting_and_metric_that_a_page_names_is_one(page: str) -> None:
     known = {f"glasspoint_{name}{suffix}" for name in METRICS for suffix in SUFFIXES}
     tables = {"glasspoint_identity", "glasspoint_caches", "glasspoint_crash_marks", "glasspoint_fences"}
     tables |= {"glasspoint_l1_journal", "glasspoint_set_aside", "glasspoint_retention"}
-    users = {"glasspoint_chain", "glasspoint_tier"}
+    users = {"glasspoint_chain", "glasspoint_tier", "glasspoint_sentinel"}
     # What a recording rule records has its level before it: `job_saver:glasspoint_…`.
     named = set(re.findall(r"(?<![:\w])glasspoint_[a-z0-9_]+\b", PAGES[page]))
     assert named <= known | tables | users

@@ -50,7 +50,7 @@ from glasspoint.l2.schema_statements import OWN_TABLES
 from glasspoint.l2.sql import query
 from glasspoint.l2.target import Target
 from glasspoint.redis.client import address_of, database_of, eviction_of
-from glasspoint.redis.faults import remedy
+from glasspoint.redis.faults import is_a_refused_command, remedy
 from glasspoint.redis.permissions import check_permissions, refuse_cluster
 from glasspoint.redis.sentinels import SentinelPool
 from glasspoint.redis.topology import tag_in
@@ -258,7 +258,10 @@ class _Checks:
         try:
             server = await redis.info("server")
         except (RedisError, OSError) as error:
-            raise _Failed(f"{where}{_sentence(error)} Check REDIS_URL, and that the server is up.") from error
+            if not is_a_refused_command(error):
+                hint = "Check REDIS_URL, and that the server is up."
+                raise _Failed(f"{where}{_sentence(error)} {hint}") from error
+            server = {}  # `check_permissions` names the missing right
         if tag is None:
             refuse_cluster(server)
         place = _at(redis)

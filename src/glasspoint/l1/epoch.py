@@ -34,7 +34,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from glasspoint.errors import L1Error, L1UnavailableError
 from glasspoint.model.scope import key_part
 from glasspoint.redis.client import look_again
-from glasspoint.redis.faults import NeverTheCacheError, ReplicaError
+from glasspoint.redis.faults import CannotBeTheCacheError, NeverTheCacheError, ReplicaError
 from glasspoint.redis.permissions import mode_of, refuse_cluster
 from glasspoint.redis.signature import Signer
 
@@ -347,14 +347,21 @@ def _reign(server: dict[str, Any], replication: dict[str, Any], config_epoch: st
     if replication.get("role") == "slave":
         # Perhaps only for a moment, because a failover has demoted a master. Only a master may be the cache.
         raise ReplicaError("This Redis is a replica, which takes no writes: connect to its master.")
-    reign = _Reign(str(server.get("run_id") or ""), str(replication.get("master_replid") or ""), config_epoch)
-    if not all(reign[:2]):
-        raise L1Error(
-            "Redis does not say its run_id (INFO server) or its master_replid (INFO replication): Glasspoint "
-            "needs them to tell a restarted or promoted server from the one before. Connect to Redis itself, "
-            "not through a proxy that hides them, and let the user run INFO."
+    reign = _Reign(_id_in(server, "run_id"), _id_in(replication, "master_replid"), config_epoch)
+    told = {"run_id (INFO server)": reign.run_id, "master_replid (INFO replication)": reign.master_replid}
+    if missing := " and no ".join(name for name, value in told.items() if not value):
+        raise CannotBeTheCacheError(
+            f"This Redis tells no {missing}. Glasspoint needs both ids to notice a restarted or promoted "
+            "server, because such a server serves entries from the past. Use a Redis or Valkey that tells "
+            "them, without a proxy that hides them: docs/compatibility.md says what managed services hide."
         )
     return reign
+
+
+def _id_in(info: dict[str, Any], field: str) -> str:
+    """Return an id of the server; `""` if it is missing, or only fills the place: zeros name no server."""
+    value = str(info.get(field) or "")
+    return value if value.strip("0") else ""
 
 
 async def reign_of(redis: Redis, *, in_cluster: bool = False) -> str:

@@ -42,6 +42,7 @@ __all__ = [
     "is_a_refused_command",
     "is_a_refused_database",
     "is_a_refused_key",
+    "is_refused_in_a_script",
     "redirection_of",
     "remedy",
 ]
@@ -96,7 +97,13 @@ def _says(pattern: str) -> re.Pattern[str]:
 
 
 _KEYS_REFUSED = _says(r"no permissions to access (a key|one of the keys)|can't access at least one of the")
-_COMMANDS_REFUSED = _says(r"no permissions to run the '|can't run this command|unknown (sub)?command")
+_COMMANDS_REFUSED = _says(
+    r"no permissions to run the '|can't run this command|unknown (sub)?command|"
+    r"not allowed from script|unknown redis command called from"
+)
+
+# What every error says that a command has raised inside a script.
+_IN_A_SCRIPT = _says(r"user_script|from (lua )?script|executing the script")
 
 # The errors of SELECT, which a new connection sends. The last one comes from a cluster.
 _DATABASES_REFUSED = _says(r"DB index is out of range|invalid DB index|SELECT is not allowed in cluster mode")
@@ -176,6 +183,11 @@ def remedy(error: Exception) -> str:
 def is_a_refused_command(error: object) -> bool:
     """Whether the server said that this user may not run a command, or that the command does not exist."""
     return isinstance(error, ResponseError) and bool(_COMMANDS_REFUSED.search(str(error)))
+
+
+def is_refused_in_a_script(error: object) -> bool:
+    """Whether the server said that a script may not run a command, which may be allowed outside a script."""
+    return is_a_refused_command(error) and bool(_IN_A_SCRIPT.search(str(error)))
 
 
 def is_a_refused_database(error: object) -> bool:

@@ -2,13 +2,15 @@
 
 Open this when the code begins to use a new command. If a Redis user (ACL) lacks a command, every step that
 needs it fails. Inside a script, before Redis 7, the error does not name the command. So each command is sent
-once outside a script, to a key that nothing else uses. For the cache, other refusals (the server is full, or
-cannot save) are raised as they are. A replica is found later, by its role. The commands of the tier `redis`
-stand in `history/permissions.py`.
+once outside a script, to a key that nothing else uses. INFO is also tried inside a script, because each
+script of the cache runs it, and some managed services allow it outside only. For the cache, other refusals
+(the server is full, or cannot save) are raised as they are. A replica is found later, by its role. The
+commands of the tier `redis` stand in `history/permissions.py`.
 """
 
 from __future__ import annotations
 
+import hashlib
 import re
 import secrets
 from dataclasses import dataclass
@@ -22,6 +24,7 @@ from glasspoint.redis.faults import (
     NeverTheCacheError,
     is_a_refused_command,
     is_a_refused_key,
+    is_refused_in_a_script,
     remedy,
 )
 
@@ -50,12 +53,15 @@ SENTINEL_PORT = 26379
 KEY = object()
 """A placeholder, in the arguments of a command, for the key that nothing else uses."""
 
+# The beginning of each script of the cache: see `l1.epoch`.
+_ASKING_SCRIPT = b"return redis.call('INFO', 'replication')"
+
 COMMANDS: dict[str, tuple[Any, ...]] = {
     "ping": (),
     "info": (b"server",),
-    "script|load": (b"return 1",),
-    # The script does not exist, which does not matter here. The key is passed as in each step.
-    "evalsha": (b"0" * 40, 1, KEY),
+    "script|load": (_ASKING_SCRIPT,),
+    # The key is passed as in each step.
+    "evalsha": (hashlib.sha1(_ASKING_SCRIPT, usedforsecurity=False).hexdigest().encode(), 1, KEY),
     "time": (),
     "hset": (KEY, b"field", b"1"),
     "hget": (KEY, b"field"),
@@ -155,10 +161,20 @@ async def ask_for_rights(
     server = results.get("info")
     if isinstance(server, dict) and mode_of(server) == "sentinel":
         raise needs.refusal(needs_service((), _address(redis)))
-    denied = [name for name, result in results.items() if is_a_refused_command(result)]
+    in_a_script = [result for result in results.values() if is_refused_in_a_script(result)]
+    denied = [
+        name for name, result in results.items() if is_a_refused_command(result) and result not in in_a_script
+    ]
     keys = any(is_a_refused_key(result) for result in results.values())
     if denied or keys:
         raise _refusal(redis, whoami, key_prefix, needs, denied, keys=keys)
+    if in_a_script:
+        raise needs.refusal(
+            f"This Redis does not let a script run INFO, and says: {in_a_script[0]}. Each script of "
+            f"{needs.by} compares the server's master_replid (INFO replication) before it trusts anything, "
+            "because a promoted server serves entries from the past. Use a Redis or Valkey whose scripts may "
+            "run INFO: docs/compatibility.md says what managed services refuse."
+        )
     return list(results.values())
 
 
