@@ -56,7 +56,9 @@ class Audited:
 @asynccontextmanager
 async def open_audited(postgres_url: str, redis_url: str, **options: Any) -> AsyncIterator[Audited]:
     registry = CollectorRegistry()
-    options = {"audit_ratio": 1.0, "telemetry": create_telemetry(registry=registry), **options}
+    # A sweep would drop what was changed behind our back before the audit finds it.
+    never = {"sweep_interval_seconds": 3600.0}
+    options = {"audit_ratio": 1.0, "telemetry": create_telemetry(registry=registry), **never, **options}
     async with open_saver(postgres_url, redis_url, **options) as saver:
         yield Audited(saver, registry)
 

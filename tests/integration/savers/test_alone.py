@@ -639,6 +639,7 @@ async def test_a_write_since_its_drop_was_sent_keeps_a_scope_in_quarantine(
     """A reader may have looked at PostgreSQL between the two, and show the state before that write."""
     bad = Thread("bad")
     async with watched(database, refusing, sweep_interval_seconds=NEVER) as one:
+        await one.saver._parts.sweeper.stop()  # the round of the opening may still be to come
         refusing.refused = frozenset({"bad"})
         await bad.put(one.saver)
         refusing.refused = frozenset()
