@@ -15,7 +15,6 @@ and its key has one slot, because the thread is the hash tag. So each step goes 
 - **ASK**: the slot is on its way. The scope of a write is in quarantine until its entry could be dropped.
 - **A master that does not respond** (also CLUSTERDOWN) has its own breaker. The rows of its scopes stay in
   the journal, and do not keep the other masters from being trusted.
-
 - **A master that was replaced** may have taken writes that its successor does not know: if it was cut off,
   it goes on for a part of `cluster-node-timeout`. So when a slot has another master, the scopes that this
   process has written there in the last minute go into the journal, and the sweeps drop their entries.
@@ -111,7 +110,6 @@ class ClusterCache:
         self._nodes: dict[Address, Cache] = {}
         self._places: dict[Address, Shard] = {}
         self._owners: list[Cache | None] = [None] * SLOTS
-        self._node_ids: frozenset[str] = frozenset()
         self._name: str | None = None
         self._identity: Identity | None = None
         self._signer: Signer | None = None
@@ -139,6 +137,11 @@ class ClusterCache:
     def shards(self) -> tuple[Cache | Finder, ...]:
         """The parts that fail and recover on their own: the masters, or what finds them if none is known."""
         return self.nodes or (self._finder,)
+
+    @property
+    def asked(self) -> list[Cache]:
+        """The caches of the masters that are not left alone now."""
+        return [node for node in self.nodes if node.breaker.is_closed]
 
     @property
     def is_stale(self) -> bool:
@@ -170,7 +173,7 @@ class ClusterCache:
             L1Error: No node responds.
         """
         await self._look()
-        asked = [node for node in self.nodes if node.breaker.is_closed]
+        asked = self.asked
         results = await asyncio.gather(
             *(node.look_at_config_epoch() for node in asked), return_exceptions=True
         )
@@ -213,7 +216,6 @@ class ClusterCache:
     def _adopt(self, view: View) -> None:
         """Use another topology. A master that has gained a slot is suspect."""
         before, self._owners = self._owners, [None] * SLOTS
-        self._node_ids = view.node_ids or frozenset(master.node_id for master in view.masters)
         has_changed = False
         for master in view.masters:
             node = self._node_of(master)
@@ -233,8 +235,7 @@ class ClusterCache:
             del self._places[address]
         if has_changed:
             self._record_replaced()
-        if self._name is None or self._name.removeprefix(CLUSTER) not in self._node_ids:
-            self._name = min((CLUSTER + master.node_id for master in view.masters), default=None)
+        self._name = _name_in(view, known_as=self._name)
         if self.unserved_slots and not self._has_warned:
             _log.warning(
                 "%d of %d slots of the Redis Cluster have no master: PostgreSQL answers for their threads.",
@@ -254,9 +255,7 @@ class ClusterCache:
             node.identify(self._identity, is_absent=self.is_absent)
             self.trust.share_with(node)
             self._nodes[master.address], self._places[master.address] = node, place
-        elif not any(
-            first <= slot_of(self._places[master.address].tag) <= last for first, last in master.slots
-        ):
+        elif not master.owns(slot_of(self._places[master.address].tag)):
             self._places[master.address].tag = tag_in(master.slots)
         return node
 
@@ -284,7 +283,7 @@ class ClusterCache:
 
     def recognise(self, reign: str) -> None:
         """Take over the name by which PostgreSQL knows this cluster, if it is one of this cluster's."""
-        if reign.startswith(CLUSTER) and reign.removeprefix(CLUSTER) in self._node_ids:
+        if self._view is not None and _is_named(self._view, reign):
             self._name = reign
 
     @property
@@ -378,8 +377,8 @@ class ClusterCache:
         """
         if anew or self._is_stale or not self._nodes:
             await self._look()
-        asked = [node for node in self.nodes if node.breaker.is_closed]
-        return self._any_of(await asyncio.gather(*(each.connect() for each in asked), return_exceptions=True))
+        connecting = (node.connect() for node in self.asked)
+        return self._any_of(await asyncio.gather(*connecting, return_exceptions=True))
 
     def _any_of(self, results: Collection[object]) -> Server:
         """Return the cluster, if one of its masters has responded."""
@@ -559,12 +558,12 @@ class _ClusterTrust:
     @property
     def is_trusted(self) -> bool:
         """Whether all masters that are asked are trusted."""
-        return not self._cache.is_stale and all(node.trust.is_trusted for node in self._asked())
+        return not self._cache.is_stale and all(node.trust.is_trusted for node in self._cache.asked)
 
     @property
     def suspicions(self) -> dict[Cache, int]:
         """How often each master has become suspect, of those that are asked now."""
-        return {node: node.trust.suspicions for node in self._asked()}
+        return {node: node.trust.suspicions for node in self._cache.asked}
 
     def suspect(self) -> None:
         """Make all masters suspect until the journal is swept."""
@@ -604,9 +603,6 @@ class _ClusterTrust:
     def look_soon(self) -> None:
         """Make a sweep begin at once."""
         self._look_soon()
-
-    def _asked(self) -> list[Cache]:
-        return [node for node in self._cache.nodes if node.breaker.is_closed]
 
 
 class Finder:
@@ -656,6 +652,18 @@ class ClusterBreaker:
             breaker.trip(reason)
 
 
+def _is_named(view: View, name: str) -> bool:
+    """Tell whether a name is one that this cluster may have: that of one of its nodes."""
+    return name.startswith(CLUSTER) and name.removeprefix(CLUSTER) in view.node_ids
+
+
+def _name_in(view: View, *, known_as: str | None) -> str | None:
+    """Return the known name of a cluster, if it may have it, else a new one. `None`: it has no master."""
+    if known_as is not None and _is_named(view, known_as):
+        return known_as
+    return min((CLUSTER + master.node_id for master in view.masters), default=None)
+
+
 async def reign_in(redis: Redis | RedisCluster, *, known_as: str | None) -> str:
     """Return the reign of a Redis, or the name of a Redis Cluster, for a command.
 
@@ -671,10 +679,7 @@ async def reign_in(redis: Redis | RedisCluster, *, known_as: str | None) -> str:
         return await reign_of(redis)
     async with masters_of(redis) as (topology, _):
         view = await topology.look()
-    ids = view.node_ids or {master.node_id for master in view.masters}
-    if known_as is not None and known_as.removeprefix(CLUSTER) in ids:
-        return known_as
-    return min((CLUSTER + master.node_id for master in view.masters), default=CLUSTER)
+    return _name_in(view, known_as=known_as) or CLUSTER
 
 
 @asynccontextmanager
@@ -710,7 +715,7 @@ async def server_of(
     slot = slot_of(key_part(scope.thread_id))
     async with masters_of(redis) as (topology, masters):
         for master in masters:
-            if any(first <= slot <= last for first, last in master.slots):
+            if master.owns(slot):
                 client = topology.client(master.address)
                 yield client, await reign_of(client, in_cluster=True), name_of(master.address)
                 return

@@ -14,7 +14,7 @@ from redis.asyncio.sentinel import SentinelConnectionPool
 from redis.backoff import NoBackoff
 
 from glasspoint.errors import ConfigurationError
-from glasspoint.redis.location import CLUSTER_EXAMPLE, EXAMPLE, SENTINEL_EXAMPLE, locate
+from glasspoint.redis.location import EXAMPLES, locate
 from glasspoint.redis.sentinels import SentinelPool, Sentinels, open_master
 
 if TYPE_CHECKING:
@@ -82,10 +82,9 @@ def open_redis(
             # An unknown option shows here.
             redis.connection_pool.make_connection()  # type: ignore[no-untyped-call]
     except Exception as exc:
-        example = {"single": EXAMPLE, "sentinel": SENTINEL_EXAMPLE, "cluster": CLUSTER_EXAMPLE}
         raise ConfigurationError(
             f"The Redis URL cannot be understood ({type(exc).__name__}): it must look like "
-            f"{example[location.kind]}, with no options in its query but those of redis-py."
+            f"{EXAMPLES[location.kind]}, with no options in its query but those of redis-py."
         ) from None
     return check_redis_or_cluster(redis)
 

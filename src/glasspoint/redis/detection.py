@@ -14,7 +14,7 @@ from redis.exceptions import RedisError
 from glasspoint.errors import ConfigurationError
 from glasspoint.redis.client import open_redis
 from glasspoint.redis.location import locate
-from glasspoint.redis.permissions import SENTINEL_PORT, mode_of, needs_service
+from glasspoint.redis.permissions import mode_of, needs_service
 from glasspoint.redis.sentinels import services_of
 from glasspoint.redis.timeouts import answered_within
 
@@ -48,7 +48,7 @@ async def connect_redis(
     try:
         found, services = await _ask(redis, step_seconds or timeout_seconds)
         if found == "sentinel":
-            raise ConfigurationError(needs_service(services, _hosts(redis)))
+            raise ConfigurationError(needs_service(services, redis))
         if found == "cluster" and mode == "single":
             raise ConfigurationError(
                 "This server is a node of a Redis Cluster, but CHECKPOINT_REDIS_MODE (redis_mode) is single. "
@@ -72,8 +72,3 @@ async def _ask(redis: Redis, seconds: float) -> tuple[str, list[str]]:
     except (RedisError, OSError, TimeoutError):
         return "", []
     return mode, sorted(masters)
-
-
-def _hosts(redis: Redis) -> str:
-    kwargs = redis.connection_pool.connection_kwargs
-    return f"{kwargs.get('host') or 'localhost'}:{kwargs.get('port') or SENTINEL_PORT}"

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from glasspoint.model.option_types import RedisMode
 
-__all__ = ["CLUSTER_EXAMPLE", "EXAMPLE", "SCHEMES", "SENTINEL_EXAMPLE", "Kind", "Location", "locate"]
+__all__ = ["EXAMPLES", "PORTS", "SCHEMES", "SENTINEL_EXAMPLE", "Kind", "Location", "locate"]
 
 Kind = Literal["single", "cluster", "sentinel"]
 
@@ -35,12 +35,13 @@ EXAMPLE = "redis://user:password@host:6379/0"
 SENTINEL_EXAMPLE = "redis+sentinel://user:password@host1:26379,host2:26379,host3:26379/mymaster/0"
 CLUSTER_EXAMPLE = "redis+cluster://user:password@host1:6379,host2:6379"
 
-_EXAMPLES: dict[Kind, str] = {
+EXAMPLES: dict[Kind, str] = {
     "single": EXAMPLE,
     "cluster": CLUSTER_EXAMPLE,
     "sentinel": SENTINEL_EXAMPLE,
 }
-_PORTS: dict[Kind, int] = {"single": 6379, "cluster": 6379, "sentinel": 26379}
+PORTS: dict[Kind, int] = {"single": 6379, "cluster": 6379, "sentinel": 26379}
+"""The port that is meant if a URL names none."""
 
 SCHEMES: dict[str, Kind | None] = {
     "redis": None,
@@ -91,12 +92,12 @@ def locate(url: object, mode: RedisMode = "auto") -> Location:
             the URL, which may hold a password.
     """
     named = mode if mode != "auto" else None
-    parts = split_url(url, "Redis", SCHEMES, _EXAMPLES[named or _hinted(url)], many_hosts=True)
+    parts = split_url(url, "Redis", SCHEMES, EXAMPLES[named or _hinted(url)], many_hosts=True)
     said = SCHEMES[parts.scheme]
     if said and named and said != named:
         raise ConfigurationError(
             f"The Redis URL begins with {parts.scheme}://, but the mode (CHECKPOINT_REDIS_MODE, redis_mode) "
-            f"is {named}: change one of the two. {named} goes with {_EXAMPLES[named]}."
+            f"is {named}: change one of the two. {named} goes with {EXAMPLES[named]}."
         )
     kind: Kind = said or named or "single"
     if kind == "single":
@@ -109,7 +110,7 @@ def locate(url: object, mode: RedisMode = "auto") -> Location:
     except Exception as exc:
         raise ConfigurationError(
             f"The Redis URL cannot be understood ({type(exc).__name__}): it must look like "
-            f"{_EXAMPLES[kind]}, with no options in its query but those of redis-py."
+            f"{EXAMPLES[kind]}, with no options in its query but those of redis-py."
         ) from None
 
 
@@ -149,9 +150,9 @@ def _of_many(kind: Kind, url: str, parts: SplitResult) -> Location:
     scheme = "rediss" if parts.scheme.startswith("rediss") else "redis"
     options: dict[str, Any] = dict(parse_url(f"{scheme}://{user}{'@' if user else ''}?{urlencode(own)}"))
     sentinel_options: dict[str, Any] = dict(parse_url(f"{scheme}://?{urlencode(of_sentinels)}"))
-    hosts = tuple(_host(each, _PORTS[kind]) for each in parts.netloc.rpartition("@")[2].split(","))
+    hosts = tuple(_host(each, PORTS[kind]) for each in parts.netloc.rpartition("@")[2].split(","))
     if not all(host for host, _ in hosts):
-        raise ConfigurationError(f"The Redis URL names no host: it must look like {_EXAMPLES[kind]}.")
+        raise ConfigurationError(f"The Redis URL names no host: it must look like {EXAMPLES[kind]}.")
     service, database = _path(kind, parts.path)
     if database is not None:
         options.setdefault("db", database)
@@ -187,6 +188,6 @@ def _path(kind: Kind, path: str) -> tuple[str, int | None]:
     if database and not (database.isascii() and database.isdigit()):
         raise ConfigurationError(
             f"The Redis URL names the database {database!r}: it must be a whole number, as in "
-            f"{_EXAMPLES[kind]}."
+            f"{EXAMPLES[kind]}."
         )
     return service, int(database) if database else None

@@ -27,6 +27,7 @@ from glasspoint.redis.faults import (
     is_refused_in_a_script,
     remedy,
 )
+from glasspoint.redis.location import PORTS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
@@ -38,7 +39,6 @@ __all__ = [
     "COMMANDS",
     "KEY",
     "OPTIONAL",
-    "SENTINEL_PORT",
     "Needs",
     "ask_for_rights",
     "check_permissions",
@@ -47,8 +47,6 @@ __all__ = [
     "refuse_cluster",
 ]
 
-SENTINEL_PORT = 26379
-"""The port of a sentinel, if a URL names none."""
 
 KEY = object()
 """A placeholder, in the arguments of a command, for the key that nothing else uses."""
@@ -160,7 +158,7 @@ async def ask_for_rights(
     whoami = results.pop(_WHOAMI)
     server = results.get("info")
     if isinstance(server, dict) and mode_of(server) == "sentinel":
-        raise needs.refusal(needs_service((), _address(redis)))
+        raise needs.refusal(needs_service((), redis))
     in_a_script = [result for result in results.values() if is_refused_in_a_script(result)]
     denied = [
         name for name, result in results.items() if is_a_refused_command(result) and result not in in_a_script
@@ -183,18 +181,21 @@ def mode_of(server: Mapping[str, Any]) -> str:
     return str(server.get("redis_mode") or server.get("server_mode") or "")
 
 
-def needs_service(services: Collection[str], hosts: str) -> str:
+def needs_service(services: Collection[str], redis: Redis) -> str:
     """Return the error text for a URL that leads to a sentinel, but names no service.
 
     Args:
         services: The services that the sentinel knows, as far as they are known.
-        hosts: The host and the port of the sentinel.
+        redis: The client of the sentinel.
     """
     known = f"It knows {', '.join(map(repr, sorted(services)))}. " if services else ""
     first = min(services, default="mymaster")
+    pool: Any = getattr(redis, "connection_pool", None)
+    kwargs = getattr(pool, "connection_kwargs", {})
+    address = f"{kwargs.get('host') or 'localhost'}:{kwargs.get('port') or PORTS['sentinel']}"
     return (
         "This server is a sentinel: it stores nothing, but names the master of a service. The URL must name "
-        f"the service. {known}Write redis+sentinel://[user:password@]{hosts}/{first}/0, with the other "
+        f"the service. {known}Write redis+sentinel://[user:password@]{address}/{first}/0, with the other "
         "sentinels after a comma each; user and password are those of the master."
     )
 
@@ -222,12 +223,6 @@ def _refusal(
         f"The Redis user {user!r} {' and '.join(lacks) or 'may not run a command'}. Let it, on the server: "
         f"ACL SETUSER {user} {' '.join(rules) or whole} (all that {needs.by} uses: {whole})."
     )
-
-
-def _address(redis: Redis) -> str:
-    pool: Any = getattr(redis, "connection_pool", None)
-    kwargs = getattr(pool, "connection_kwargs", {})
-    return f"{kwargs.get('host') or 'localhost'}:{kwargs.get('port') or SENTINEL_PORT}"
 
 
 def _user(redis: Redis, whoami: object) -> str:

@@ -66,6 +66,10 @@ class Master:
     node_id: str
     slots: tuple[tuple[int, int], ...]
 
+    def owns(self, slot: int) -> bool:
+        """Tell whether the slot is in one of the ranges."""
+        return any(first <= slot <= last for first, last in self.slots)
+
 
 @dataclass(frozen=True, slots=True)
 class View:

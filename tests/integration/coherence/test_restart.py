@@ -23,6 +23,7 @@ from redis.asyncio import Redis
 from glasspoint import CachedPostgresSaver, create_telemetry
 from glasspoint.embedded import EmbeddedRedis
 from glasspoint.errors import L2DeadlineError, L2UnavailableError
+from replication import follow, promote
 from states import counts, exact, numbered_id, open_saver, open_upstream, value_of
 from steps import Proxy, Thread, keys_of, locked, seeded_dice, settled, tcp, until
 
@@ -196,22 +197,6 @@ async def replica(own_redis: EmbeddedRedis) -> AsyncIterator[EmbeddedRedis]:
     with EmbeddedRedis() as server:
         await follow(server, own_redis)
         yield server
-
-
-async def follow(server: EmbeddedRedis, leader: EmbeddedRedis) -> None:
-    async with Redis.from_url(server.url) as redis:
-        await redis.replicaof("127.0.0.1", leader.port)
-
-        async def in_step() -> bool:
-            here = await redis.info("replication")
-            return here["master_link_status"] == "up" and not here["master_sync_in_progress"]
-
-        await until(in_step)
-
-
-async def promote(server: EmbeddedRedis) -> None:
-    async with Redis.from_url(server.url) as redis:
-        await redis.replicaof("NO", "ONE")
 
 
 async def has_image(server: EmbeddedRedis, number: int) -> None:

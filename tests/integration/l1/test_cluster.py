@@ -403,7 +403,8 @@ async def test_two_processes_agree_on_the_name_of_the_cluster(database: str, nod
         server = one.cluster.server
         assert server is not None
         # Another node's id would do as well: the row in PostgreSQL decides.
-        other = max(one.cluster._node_ids)
+        assert one.cluster._view is not None
+        other = max(one.cluster._view.node_ids)
         assert server.reign != CLUSTER + other
         async with await psycopg.AsyncConnection.connect(database, autocommit=True) as conn:
             await conn.execute("UPDATE glasspoint_caches SET reign = %s", [CLUSTER + other])

@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 from prometheus_client import CollectorRegistry
-from redis.asyncio import Redis
 
 from glasspoint import create_telemetry
 from glasspoint.cli.check import run_checks
@@ -21,6 +20,7 @@ from glasspoint.l1 import epoch
 from glasspoint.redis.permissions import COMMANDS
 from managed_redis import NOT_PERMITTED, UNKNOWN, ManagedRedis
 from redis_users import USER, allow
+from replication import follow, promote
 from states import counts, numbered_id, open_saver
 from steps import Thread, keys_of, settled, until
 
@@ -220,22 +220,6 @@ async def test_the_run_id_alone_would_bring_a_lost_write_s_past_back(
             await promote(own_redis)
             assert await _has_image(own_redis, 1)
             assert await thread.turn(saver) == read
-
-
-async def follow(server: EmbeddedRedis, leader: EmbeddedRedis) -> None:
-    async with Redis.from_url(server.url) as redis:
-        await redis.replicaof("127.0.0.1", leader.port)
-
-        async def in_step() -> bool:
-            here = await redis.info("replication")
-            return here["master_link_status"] == "up" and not here["master_sync_in_progress"]
-
-        assert await until(in_step)
-
-
-async def promote(server: EmbeddedRedis) -> None:
-    async with Redis.from_url(server.url) as redis:
-        await redis.replicaof("NO", "ONE")
 
 
 async def _has_image(server: EmbeddedRedis, number: int) -> bool:

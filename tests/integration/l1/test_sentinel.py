@@ -369,6 +369,18 @@ async def replicated(server: EmbeddedRedis) -> None:
     await until(is_so)
 
 
+async def until_it_reads(saver: Any, thread: Thread, *, failing: type[Exception]) -> None:
+    """Wait until a read returns the first checkpoint. Until then, it may fail in one way."""
+
+    async def goes_on() -> bool:
+        try:
+            return await thread.turn(saver) == 1
+        except failing:
+            return False
+
+    await until(goes_on)
+
+
 async def test_a_redis_saver_follows_a_failover(group: Group) -> None:
     thread = Thread("a")
     old, new = group.master, group.replica
@@ -378,13 +390,7 @@ async def test_a_redis_saver_follows_a_failover(group: Group) -> None:
         old.kill()
         await asyncio.to_thread(group.wait_for, new)
 
-        async def goes_on() -> bool:
-            try:
-                return await thread.turn(saver) == 1
-            except RedisUnavailableError:
-                return False
-
-        await until(goes_on)
+        await until_it_reads(saver, thread, failing=RedisUnavailableError)
         await thread.put(saver)
         assert await thread.turn(saver) == 2
         assert saver.status.addresses["redis"] == ("127.0.0.1", new.port)
@@ -420,13 +426,7 @@ async def test_what_the_tier_redis_holds_is_drained_after_a_failover(
         old.kill()
         await asyncio.to_thread(group.wait_for, new)
 
-        async def goes_on() -> bool:
-            try:
-                return await thread.turn(saver) == 1
-            except GlasspointError:
-                return False
-
-        await until(goes_on)
+        await until_it_reads(saver, thread, failing=GlasspointError)
         own_postgres.start()
 
         async def is_up() -> bool:
