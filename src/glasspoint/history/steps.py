@@ -38,11 +38,11 @@ from glasspoint.errors import (
     ThreadMovedError,
 )
 from glasspoint.history.permissions import NEEDS
-from glasspoint.redis.client import look_again
+from glasspoint.redis.client import look_again, look_for_another_master, master_of
 from glasspoint.redis.faults import is_a_refused_command, is_a_refused_database, is_a_refused_key
 from glasspoint.redis.limiter import Limiter, connections_of, when_connected
 from glasspoint.redis.permissions import ask_for_rights
-from glasspoint.redis.sentinels import UnknownServiceError
+from glasspoint.redis.sentinels import SentinelsRefuseError, UnknownServiceError
 from glasspoint.redis.timeouts import answered_within
 
 if TYPE_CHECKING:
@@ -84,6 +84,15 @@ _REASONS = {
 
 # redis-py replaces the error of a demoted master by the second text.
 _READONLY = re.compile(r"\bREADONLY\b|read only replica|previous master is now a slave")
+
+# Its replicas have left it, perhaps because one of them was promoted.
+_FORMER = re.compile(rf"{_READONLY.pattern}|\bNOREPLICAS\b")
+
+# The part of a step's timeout for which sentinels are asked for another master, if this one refuses.
+_LOOKING = 0.75
+
+# How many masters one step is tried on.
+_MASTERS = 3
 
 _TOO_LARGE = (
     "a value is larger than the proto-max-bulk-len of the server, 512 MB by default: keep it outside of the "
@@ -281,7 +290,7 @@ class Steps:
 
     async def _in_slot(self, ask: Callable[..., Awaitable[ResultT]], *args: Any) -> ResultT:
         try:
-            return await self._limiter.run(ask, *args)
+            return await self._limiter.run(self._at_the_master, ask, *args)
         except _FAILURES as exc:
             if _is_too_large(exc):
                 await self._drop_idle_connections()
@@ -291,6 +300,26 @@ class Steps:
                     "was stored."
                 ) from exc
             raise self._failure(exc) from exc
+
+    async def _at_the_master(self, ask: Callable[..., Awaitable[ResultT]], *args: Any) -> ResultT:
+        """Await `ask(*args)`; if sentinels name another master meanwhile, do it again there.
+
+        What a former master has stored last is lost when it becomes a replica. Each step may be done twice.
+        """
+        for _ in range(_MASTERS - 1):
+            master = master_of(self._redis)
+            try:
+                result = await ask(*args)
+            except _FAILURES as exc:
+                if not _FORMER.search(str(exc)):
+                    raise
+                seconds = _LOOKING * self._timeout
+                if not await look_for_another_master(self._redis, master, seconds=seconds):
+                    raise
+            else:
+                if master is None or master_of(self._redis) == master:
+                    return result
+        return await ask(*args)
 
     async def _drop_idle_connections(self) -> None:
         """Drop the idle connections.
@@ -315,6 +344,8 @@ class Steps:
             return RedisRefusedError("Redis refuses this user or password.")
         if isinstance(exc, UnknownServiceError):
             return (RedisRefusedError if exc.is_misnamed else RedisUnavailableError)(str(exc))
+        if isinstance(exc, SentinelsRefuseError):
+            return RedisRefusedError(str(exc))
         if isinstance(exc, MasterNotFoundError):
             return RedisUnavailableError(str(exc))
         if is_a_refused_database(exc):
