@@ -208,8 +208,8 @@ def _report(lost: list[str], checked: int, name: str) -> None:
     names = ", ".join(map(repr, lost[:_NAMED_AT_MOST])) + (", …" if len(lost) > _NAMED_AT_MOST else "")
     _log.error(
         "Redis has lost acknowledged writes at a failover: the new master (%s) lacks the end of %d of the %d "
-        "threads that this process has written to lately: %s. These threads are shorter now. Set "
-        "min-replicas-to-write 1 on the Redis servers: then a former master refuses writes.",
+        "threads that this process has written to lately: %s. These threads are shorter now. "
+        "docs/reliability.md says how min-replicas-to-write prevents that.",
         name,
         len(lost),
         checked,

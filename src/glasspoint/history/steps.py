@@ -11,6 +11,7 @@ import re
 from contextlib import suppress
 from functools import cache, partial
 from importlib import resources
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from redis.asyncio import RedisCluster
@@ -38,7 +39,7 @@ from glasspoint.errors import (
     ThreadMovedError,
 )
 from glasspoint.history.permissions import NEEDS
-from glasspoint.redis.client import look_again, look_for_another_master, master_of
+from glasspoint.redis.client import look_after_refusal, look_again, master_of
 from glasspoint.redis.faults import is_a_refused_command, is_a_refused_database, is_a_refused_key
 from glasspoint.redis.limiter import Limiter, connections_of, when_connected
 from glasspoint.redis.permissions import ask_for_rights
@@ -88,11 +89,8 @@ _READONLY = re.compile(r"\bREADONLY\b|read only replica|previous master is now a
 # Its replicas have left it, perhaps because one of them was promoted.
 _FORMER = re.compile(rf"{_READONLY.pattern}|\bNOREPLICAS\b")
 
-# The part of a step's timeout for which sentinels are asked for another master, if this one refuses.
+# The part of a step's timeout in which it is tried again during a failover, if the master refuses.
 _LOOKING = 0.75
-
-# How many masters one step is tried on.
-_MASTERS = 3
 
 _TOO_LARGE = (
     "a value is larger than the proto-max-bulk-len of the server, 512 MB by default: keep it outside of the "
@@ -306,20 +304,19 @@ class Steps:
 
         What a former master has stored last is lost when it becomes a replica. Each step may be done twice.
         """
-        for _ in range(_MASTERS - 1):
+        ends_at = monotonic() + _LOOKING * self._timeout
+        while True:
             master = master_of(self._redis)
             try:
                 result = await ask(*args)
             except _FAILURES as exc:
                 if not _FORMER.search(str(exc)):
                     raise
-                seconds = _LOOKING * self._timeout
-                if not await look_for_another_master(self._redis, master, seconds=seconds):
+                if not await look_after_refusal(self._redis, master, ends_at=ends_at):
                     raise
             else:
                 if master is None or master_of(self._redis) == master:
                     return result
-        return await ask(*args)
 
     async def _drop_idle_connections(self) -> None:
         """Drop the idle connections.

@@ -32,8 +32,8 @@ __all__ = [
     "database_of",
     "eviction_of",
     "follow_sentinels",
+    "look_after_refusal",
     "look_again",
-    "look_for_another_master",
     "master_of",
     "open_redis",
 ]
@@ -192,23 +192,23 @@ def master_of(redis: Redis | RedisCluster) -> tuple[str, int] | None:
     return pool.sentinel_manager.master if isinstance(pool, SentinelPool) else None
 
 
-async def look_for_another_master(
-    redis: Redis | RedisCluster, than: tuple[str, int] | None, *, seconds: float
+async def look_after_refusal(
+    redis: Redis | RedisCluster, by: tuple[str, int] | None, *, ends_at: float
 ) -> bool:
-    """Ask the sentinels now whether another server is the master; during a failover, until one is.
+    """Ask the sentinels, after a server has refused a command as a former master does.
 
     Args:
         redis: The client.
-        than: The result of `master_of` before the command that the server has refused.
-        seconds: How long to ask during a failover.
+        by: The result of `master_of` before the command.
+        ends_at: When to give up, on the clock `time.monotonic`.
 
     Returns:
-        Whether another master is known. `False` without sentinels.
+        Whether to try again. `False` without sentinels.
     """
     pool = getattr(redis, "connection_pool", None)
-    if than is None or not isinstance(pool, SentinelPool):
+    if by is None or not isinstance(pool, SentinelPool):
         return False
-    return await pool.sentinel_manager.look_for_another(than, seconds=seconds)
+    return await pool.sentinel_manager.look_after_refusal(by, ends_at=ends_at)
 
 
 async def look_again(redis: Redis | RedisCluster) -> bool:

@@ -214,21 +214,23 @@ class Sentinels(Sentinel):
             self._found = best.master
             self._follow(best.master)
 
-    async def look_for_another(self, than: tuple[str, int], *, seconds: float) -> bool:
-        """Ask all sentinels whether another server is the master; during a failover, until one is.
+    async def look_after_refusal(self, by: tuple[str, int], *, ends_at: float) -> bool:
+        """Ask all sentinels, because a server has refused as a former master does.
 
         Args:
-            than: The host and the port of the server that refuses to be the master.
-            seconds: How long to ask during a failover.
+            by: The host and the port of the server.
+            ends_at: When to give up, on the clock `time.monotonic`.
+
+        Returns:
+            Whether to try again: another master is named; or a failover goes on, and a moment has passed.
         """
-        ends_at = monotonic() + seconds
-        while True:
-            await self.look()
-            if self._master != than:
-                return True
-            if not self.is_failing_over or monotonic() >= ends_at:
-                return False
-            await asyncio.sleep(_LOOK_AGAIN_SECONDS)
+        await self.look()
+        if self._master != by:
+            return True
+        if not self.is_failing_over or monotonic() + _LOOK_AGAIN_SECONDS > ends_at:
+            return False
+        await asyncio.sleep(_LOOK_AGAIN_SECONDS)
+        return True
 
     async def survey(self) -> tuple[int, list[str]]:
         """Ask each sentinel which master it names.
@@ -494,7 +496,10 @@ class SentinelPool(SentinelConnectionPool):
             await self._look()
 
     async def _look(self) -> None:
-        await self.sentinel_manager.look()
+        try:
+            await self.sentinel_manager.look()
+        except Exception as exc:  # the last known master is used
+            _log.warning("The sentinels could not be asked (%s: %s).", type(exc).__name__, exc)
         self._looked_at = monotonic()
 
 
