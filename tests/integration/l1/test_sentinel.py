@@ -11,6 +11,7 @@ from time import monotonic, sleep
 from typing import Any
 
 import pytest
+import redis as sync_redis
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
@@ -753,8 +754,8 @@ async def test_sentinels_that_refuse_are_named_with_what_to_change(
 ) -> None:
     _, sentinel = guarded
     if wrong == "no right":
-        with sentinel._client() as client:
-            client.auth(f"{SECRET}-sentinel")
+        address, word = ("127.0.0.1", sentinel.port), f"{SECRET}-sentinel"
+        with sync_redis.Redis(*address, password=word, protocol=2) as client:
             client.execute_command("ACL", "SETUSER", "nobody", "on", ">word", "+ping")
     url = {
         "no password": sentinel_url(sentinel),
