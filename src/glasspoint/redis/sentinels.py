@@ -113,11 +113,13 @@ class _NoAnswer(NamedTuple):
         says: What happened, as the end of a sentence whose subject is the sentinel.
         name: The name of the error, for a sentinel that is not reached.
         do: What to do, if the sentinel, or what is in its place, has refused.
+        at: The address of the sentinel, if it has refused.
     """
 
     says: str
     name: str
     do: str = ""
+    at: str = ""
 
 
 class Sentinels(Sentinel):
@@ -301,8 +303,11 @@ class Sentinels(Sentinel):
 
     def _no_answer(self, troubles: list[_NoAnswer]) -> MasterNotFoundError:
         why = ", ".join(sorted({each.name for each in troubles})) or "not in time"
-        refusals = sorted({f"It {each.says}. {each.do}" for each in troubles if each.do})
-        if refusals and len(troubles) == len(self.sentinels) and all(each.do for each in troubles):
+        refused = [each for each in troubles if each.do]
+        refusals = sorted({f"{each.at} {each.says}." for each in refused}) + sorted(
+            {each.do for each in refused}
+        )
+        if refused and len(refused) == len(self.sentinels):
             return SentinelsRefuseError(f"No sentinel tells where {self.service!r} is. {' '.join(refusals)}")
         said = f"No sentinel answers that may know {self.service!r} ({why})."
         return MasterNotFoundError(" ".join([said, *refusals]))
@@ -391,26 +396,30 @@ class Sentinels(Sentinel):
 
 def _why_no_answer(error: Exception, sentinel: Redis) -> _NoAnswer:
     name = type(error).__name__
+    kwargs = sentinel.connection_pool.connection_kwargs
+    at = address_text(str(kwargs["host"]), int(kwargs["port"]))
     if isinstance(error, AuthenticationError):
         return _NoAnswer(
             "refuses this user or password",
             name,
             "Correct sentinel_username and sentinel_password in the query of the Redis URL: they are the "
             "sentinels' own, and not those of the master.",
+            at,
         )
     if isinstance(error, NoPermissionError):
         return _NoAnswer(
             "does not let this user run SENTINEL MASTERS",
             name,
             "Give the user of sentinel_username the right +sentinel|masters: see docs/rights.md.",
+            at,
         )
     if isinstance(error, ResponseError) and "unknown command" in str(error).lower():
-        at = sentinel.connection_pool.connection_kwargs
         return _NoAnswer(
-            f"is no sentinel, but a Redis server ({address_text(at['host'], int(at['port']))})",
+            "is no sentinel, but a Redis server",
             name,
             "Name the sentinels in the Redis URL (by default they listen at 26379), or write redis:// for "
             "one server.",
+            at,
         )
     return _NoAnswer(f"does not answer ({name})", name)
 

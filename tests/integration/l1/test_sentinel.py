@@ -746,7 +746,7 @@ async def test_a_user_of_the_sentinels_needs_what_the_documentation_lists(
             "refuses this user or password. Correct sentinel_username and sentinel_password",
         ),
         ("no right", "SENTINEL MASTERS. Give the user of sentinel_username the right +sentinel|masters"),
-        ("no sentinel", "is no sentinel, but a Redis server (127.0.0.1:"),
+        ("no sentinel", "is no sentinel, but a Redis server. Name the sentinels in the Redis URL"),
     ],
 )
 async def test_sentinels_that_refuse_are_named_with_what_to_change(
