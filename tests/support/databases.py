@@ -93,8 +93,9 @@ _ANOTHER_IDENTITY: Final = """
         index_claimed_until = NULL
 """
 
-_states: dict[Path, tuple[object, ...]] = {}
-"""What `_STATE` was when setup had made the tables, by the directory of the server."""
+_made: dict[Path, tuple[tuple[object, ...], sql.Composed]] = {}
+"""What `_STATE` was when setup had made the tables, and the statements that empty them, by the directory of
+the server."""
 
 
 def without_tables(server: EmbeddedPostgres) -> str:
@@ -112,25 +113,14 @@ def with_tables(server: EmbeddedPostgres) -> str:
     """
     url = _url(server)
     with _deserted(server) as connection:
-        if _state(connection) == _states.get(server.directory, ()):
-            tables = [sql.Identifier(name) for (name,) in connection.execute(_TABLES)]
-            connection.execute(
-                sql.SQL("; ").join(
-                    [
-                        sql.SQL("SET session_replication_role = replica"),  # no trigger notes it
-                        *(sql.SQL("DELETE FROM {}").format(table) for table in tables),
-                        sql.SQL(
-                            "SELECT setval(pg_get_serial_sequence('glasspoint_l1_journal', 'id'), 1, false)"
-                        ),
-                        sql.SQL(_ANOTHER_IDENTITY),
-                    ]
-                )
-            )
+        state, empty = _made.get(server.directory, ((), None))
+        if empty is not None and _state(connection) == state:
+            connection.execute(empty)
             return url
         _remove_everything(connection)
         with ThreadPoolExecutor(1) as thread:  # this one may have an event loop
             thread.submit(lambda: asyncio.run(run_setup(url, "set up", foreign_writes="watch"))).result()
-        _states[server.directory] = _state(connection)
+        _made[server.directory] = _state(connection), _emptying(connection)
     return url
 
 
@@ -183,3 +173,15 @@ def _state(connection: psycopg.Connection) -> tuple[object, ...]:
         return connection.execute(_STATE).fetchone() or ()
     except psycopg.errors.UndefinedTable:
         return ("no tables",)
+
+
+def _emptying(connection: psycopg.Connection) -> sql.Composed:
+    tables = [sql.Identifier(name) for (name,) in connection.execute(_TABLES)]
+    return sql.SQL("; ").join(
+        [
+            sql.SQL("SET session_replication_role = replica"),  # no trigger notes it
+            *(sql.SQL("DELETE FROM {}").format(table) for table in tables),
+            sql.SQL("SELECT setval(pg_get_serial_sequence('glasspoint_l1_journal', 'id'), 1, false)"),
+            sql.SQL(_ANOTHER_IDENTITY),
+        ]
+    )

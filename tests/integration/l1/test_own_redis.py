@@ -19,6 +19,11 @@ def _leave_a_snapshot(server: EmbeddedRedis, client: Redis) -> None:
     client.save()
 
 
+def _restart(server: EmbeddedRedis, client: Redis) -> None:
+    server.stop()
+    server.start()
+
+
 CLEARED: dict[str, Change] = {
     "a key": lambda server, client: client.set("left", "behind"),
     "a key of another database": lambda server, client: Redis(port=server.port, db=3).set("left", "behind"),
@@ -33,7 +38,7 @@ REPLACED: dict[str, Change] = {
     "a setting": lambda server, client: client.config_set("maxmemory", "100mb"),
     "the default user": lambda server, client: client.acl_setuser("default", commands=["-set"]),
     "a replica": lambda server, client: client.replicaof("127.0.0.1", 1),
-    "restarted": lambda server, client: (server.stop(), server.start("--maxmemory", "4mb")),
+    "restarted": _restart,
     "killed": lambda server, client: server.kill(),
     "closed": lambda server, client: server.close(),
 }
