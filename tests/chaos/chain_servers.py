@@ -15,8 +15,9 @@ from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
 
 from chaos.chain_faults import ChainFault
 from chaos.chain_history import Stored
+from copied_postgres import CopiedPostgres
 from glasspoint import CachedPostgresSaver
-from glasspoint.embedded import EmbeddedPostgres, EmbeddedRedis
+from glasspoint.embedded import EmbeddedRedis
 from glasspoint.model.lineage import SET_ASIDE
 
 __all__ = ["ChainServers", "run_chain_servers"]
@@ -40,7 +41,7 @@ class ChainServers:
     """
 
     def __init__(self) -> None:
-        self.postgres = EmbeddedPostgres(durable=True)
+        self.postgres = CopiedPostgres(durable=True)
         self.redis = EmbeddedRedis()
         self.url = ""
         self.away: list[tuple[float, float]] = []

@@ -891,7 +891,8 @@ class Cache:
 
     def _server_changed(self, server: Server, previous: Server | None) -> None:
         self.trust.suspect()
-        self.trust.look_soon()
+        if previous is not None or self._shard is not None:  # if not, the sweep is under way that met it
+            self.trust.look_soon()
         if previous is not None:
             self._telemetry.emit(EpochChanged())
             _log.warning(

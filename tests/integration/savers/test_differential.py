@@ -418,20 +418,27 @@ def mirror(postgres: EmbeddedPostgres) -> Iterator[str]:
 @pytest.mark.dice
 @pytest.mark.timeout(400)  # how long the examples are is up to Hypothesis
 @pytest.mark.parametrize(
-    ("keys", "examples"),
-    [((None, None, None), 30), ((None, KEY, KEY[::-1]), 10)],
+    ("keys", "examples", "explored"),
+    [((None, None, None), 12, 300), ((None, KEY, KEY[::-1]), 6, 100)],
     ids=["unsigned", "in the middle of a change of keys"],
 )
 def test_any_operations_in_any_order_agree_with_upstream(
-    keys: Sequence[bytes | None], examples: int, database: str, mirror: str, redis_url: str
+    keys: Sequence[bytes | None],
+    examples: int,
+    explored: int,
+    database: str,
+    mirror: str,
+    redis_url: str,
 ) -> None:
+    examples = dice.rounds(examples, explored=explored)
     check_agreement(keys, examples, database, mirror, lambda: Redis.from_url(redis_url))
 
 
 @pytest.mark.dice
 @pytest.mark.timeout(400)
 def test_any_operations_agree_with_upstream_on_a_cluster(database: str, mirror: str, nodes: Nodes) -> None:
-    check_agreement((None, None, None), 10, database, mirror, nodes.client)
+    examples = dice.rounds(5, explored=100)
+    check_agreement((None, None, None), examples, database, mirror, nodes.client)
 
 
 def check_agreement(
@@ -450,7 +457,7 @@ def check_agreement(
             run_state_machine_as_test(
                 Agreement,
                 settings=settings(
-                    max_examples=dice.rounds(examples),
+                    max_examples=examples,
                     stateful_step_count=30,
                     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
                 ),
