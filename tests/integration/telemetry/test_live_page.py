@@ -370,15 +370,13 @@ def test_a_turn_after_one_that_is_not_kept_is_no_fork(opened: Pages) -> None:
 
 
 def test_conversations_lead_to_their_calls(calm: Shown) -> None:
-    calm.fake.beat = 2.0  # so that the list keeps still
+    calm.page.locator("#pause").click()  # so that the list keeps still
     thread = calm.page.locator("#conversation-list h3").first.inner_text()
-    conversation = calm.page.locator(
-        "#conversation-list > li", has_text=thread
-    )  # another may be first by now
-    conversation.get_by_role("button", name="Its calls").click()
+    calm.page.locator("#conversation-list button:has-text('Its calls')").first.click()
     expect(calm.page.locator("#calls-filter")).to_have_value(thread)
     expect(calm.page.locator("#calls-filter")).to_be_focused()
     calm.page.locator("#calls-filter").fill("")
+    calm.page.locator("#pause").click()
 
 
 # ---- the demo's part ------------------------------------------------------------------------------------
