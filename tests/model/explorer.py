@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 
 import pytest
 
@@ -19,11 +20,14 @@ from glasspoint.coherence.identity import IdentityKeeper
 from glasspoint.coherence.sweeper import Sweeper
 from glasspoint.embedded import EmbeddedRedis
 from glasspoint.l1.cache import Cache
+from glasspoint.l1.cluster import ClusterCache
 from glasspoint.l2.retrying import Retries
 from glasspoint.savers.bursts import Bursts
 from model.cast import clock, new_token
 from model.frozen import FrozenLoop, NoSleep
+from model.slot_world import SlotWorld
 from model.terms import Move, Outcome, Scenario, Violation
+from model.two_masters import TwoMasters
 from model.world import World
 
 FAULTS = (
@@ -67,6 +71,7 @@ class Report:
         steps: How many actions were taken, those of replays not counted.
         faults: Kind -> how often it was injected, in different states.
         reads: How many reads were judged.
+        excused: How many reads were not, because the process was behind.
         exhaustive: Whether that is all there is.
     """
 
@@ -77,6 +82,7 @@ class Report:
     steps: int = 0
     faults: Counter[str] = field(default_factory=Counter)
     reads: int = 0
+    excused: int = 0
     exhaustive: bool = True
 
 
@@ -95,7 +101,7 @@ _End = tuple[tuple[Move, ...], tuple[Outcome, ...]]
 
 def explore(
     scenario: Scenario,
-    server: EmbeddedRedis,
+    server: EmbeddedRedis | TwoMasters,
     *,
     faults: Sequence[str] = (),
     budget: int = 1,
@@ -107,7 +113,7 @@ def explore(
     """Run a scenario through its schedules, with up to `budget` faults in each.
 
     Args:
-        server: A Redis for this alone, which will reign anew many times.
+        server: A Redis for this alone, which will reign anew many times; or a cluster.
         faults: Kinds that may happen, of `FAULTS` and `CHANGES`.
         at_most: Runs; beyond that the exploration is bounded, in an order that `seed` decides.
         start: What every schedule begins with; not for bounded ones.
@@ -119,7 +125,11 @@ def explore(
     with _patched():
         loop = FrozenLoop()
         try:
-            world = World(loop, server, scenario, elsewhere)
+            world = (
+                SlotWorld(loop, server, scenario)
+                if isinstance(server, TwoMasters)
+                else World(loop, server, scenario, elsewhere)
+            )
             try:
                 return _Search(world, faults, budget, at_most, random.Random(seed), start).report()
             finally:
@@ -137,6 +147,9 @@ def _patched() -> Iterator[None]:
         bursts = Bursts.join.__globals__
         patch.setitem(bursts, "_new_id", new_token)
         patch.setitem(bursts, "monotonic", lambda: 0.0)
+        cluster = ClusterCache.connect.__globals__
+        patch.setitem(cluster, "monotonic", lambda: 0.0)
+        patch.setitem(cluster, "random", SimpleNamespace(shuffle=lambda _: None))
         patch.setitem(cache, "asyncio", NoSleep())
         patch.setitem(Retries.run.__globals__, "asyncio", NoSleep())
         sweeping = Sweeper.round.__globals__
@@ -177,6 +190,7 @@ class _Search:
             ) from exc
         self._report.states = len(self._covered)
         self._report.reads = self._world.reads
+        self._report.excused = self._world.promise.excused
         return self._report
 
     def _search(self) -> None:

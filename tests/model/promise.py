@@ -65,6 +65,7 @@ class Promise:
         is_lossy: Whether the entry may have lost something.
         violation: The first one of the run.
         reads: How many reads were judged, in all runs.
+        excused: How many were not, because the process was behind.
         processes, actors: Who acts in the run.
     """
 
@@ -75,6 +76,7 @@ class Promise:
         self._view_of: dict[Any, str] = {}
         self.serde: Any = None
         self.reads = 0
+        self.excused = 0
         self.violation: Violation | None = None
         self.effects: list[Effect] = []
         self.views: list[str] = []

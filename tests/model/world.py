@@ -35,6 +35,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+import hiredis
 from redis.exceptions import ResponseError
 
 from glasspoint.embedded import EmbeddedRedis
@@ -43,12 +44,12 @@ from glasspoint.l1.breaker import Breaker
 from model import store
 from model.cast import ACTOR, Actor, Gate, Ghost, Process, broken, can_tell
 from model.changes import has_moved
-from model.entries import UNIQUE, Entries, canonical
+from model.entries import UNIQUE, Entries
 from model.faults import FAULTS, fault_moves
 from model.frozen import FrozenLoop
-from model.printed import canonical_answer, short, text_of
+from model.printed import short, text_of
 from model.promise import Effect, Promise, changed_rows
-from model.savers import Memory, burst_state, make_saver, memory_of, recall
+from model.savers import Memory, burst_state, caches_of, make_client, make_saver, memory_of, recall
 from model.terms import (
     A_MINUTE,
     CONFIG,
@@ -92,8 +93,8 @@ class World:
     ) -> None:
         self.scenario = scenario
         self.server = server
-        servers = {HERE: server} | ({THERE: elsewhere} if elsewhere is not None else {})
-        self.entries = Entries({where: Wire(each.port) for where, each in servers.items()})
+        self._servers = {HERE: server} | ({THERE: elsewhere} if elsewhere is not None else {})
+        self.entries = self._make_entries({where: Wire(each.port) for where, each in self._servers.items()})
         self.promise = Promise(self.entries.reigns)
         self.tables = store.Tables()
         self.loop = loop
@@ -114,10 +115,9 @@ class World:
         try:
             names = ("observer", *(name for name in scenario.actors if name not in scenario.shares))
             self._savers = {
-                name: make_saver(self, name, where, servers[where])
+                name: make_saver(self, name, self._make_client(name))
                 for name in names
                 if name not in scenario.foreign
-                for where in [THERE if name in scenario.there else HERE]
             }
         finally:
             asyncio._set_running_loop(None)
@@ -130,6 +130,62 @@ class World:
         self._introduce()
         self._recall()
         self._prepare()
+
+    # ------------------------------------------------------------------ what a cluster does otherwise
+
+    def _make_entries(self, wires: dict[str, Wire]) -> Entries:
+        return Entries(wires)
+
+    def _make_client(self, name: str) -> Any:
+        """The client of a saver."""
+        where = THERE if name in self.scenario.there else HERE
+        return make_client(self, where, self._servers[where].port)
+
+    def _settle(self, process: Process) -> None:
+        """A process sweeps before it is explored."""
+        self._complete(process, process.saver._parts.sweeper.settle())
+
+    def _key(self) -> bytes:
+        """The key of the explored scope."""
+        key: bytes = self.observer._l1.epoch.key(SCOPE)
+        return key
+
+    def _others(self) -> list[Process]:
+        """Who sweeps at the end of a run, beside its processes."""
+        return []
+
+    def _more_moves(self) -> list[Move]:
+        """What else can be done next."""
+        return []
+
+    def promotions(self) -> list[Move]:
+        """How a replica of a master can be promoted next."""
+        raise NotImplementedError
+
+    def promote(self, number: str) -> None:
+        """A replica of a master is promoted."""
+        raise NotImplementedError
+
+    def _more_state(self) -> Any:
+        """What else the rest of the run depends on."""
+        return None
+
+    def _label(self, _where: str, step: str) -> str:
+        """What a step is called that is sent to a server."""
+        return step
+
+    def _has_answered(self, process: Process, step: str, where: str, answer: Any) -> None:
+        """A server has answered a step."""
+        if step == "drop" and not isinstance(answer, hiredis.ReplyError):
+            self.promise.has_dropped(process)
+
+    def told(self, where: str, info: bytes) -> Any:
+        """What a node of a cluster says of it, as it is told to a saver."""
+        raise NotImplementedError
+
+    async def pass_node(self, where: str, command: tuple[Any, ...]) -> Any:
+        """Where a look at a node of a cluster waits."""
+        raise NotImplementedError
 
     # ------------------------------------------------------------------ what the explorer does
 
@@ -211,6 +267,7 @@ class World:
         steps += [("heal", process.name) for process in self.processes.values() if process.is_cut_off]
         steps += [("wait", process.name) for process in self.processes.values() if self._may_wait(process)]
         steps += [("allow", process.name) for process in self.processes.values() if process.is_forbidden]
+        steps += self._more_moves()
         return steps + [move for kind in faults for move in fault_moves(self, kind, intents)]
 
     def do(self, move: Move) -> None:
@@ -235,13 +292,8 @@ class World:
             (
                 self.tables,
                 tuple((ghost.who, ghost.statement) for ghost in self.ghosts),
-                tuple(
-                    sorted(
-                        (self.entries.reigns.shown(key), canonical(entry))
-                        for (_, key), entry in self.entries.now.items()
-                        if not self.entries.reigns.is_of_the_past(key)
-                    )
-                ),
+                self.entries.state(),
+                self._more_state(),
                 self.promise.is_lossy,
                 tuple(self.faults),
                 settled,
@@ -308,7 +360,7 @@ class World:
         savers = {p.name: p for p in alive if not p.is_foreign}
         if self.is_moved or any(not effect.is_settled for effect in self.promise.effects if effect.required):
             # Each would sweep within a second, and one that is detached takes over within a minute.
-            for process in [*savers.values(), *savers.values()]:
+            for process in 2 * [*savers.values(), *self._others()]:
                 process.clock += A_MINUTE
                 self._complete(process, process.saver._parts.sweeper.round())
         readers = [
@@ -384,7 +436,8 @@ class World:
         if gate.tier == "answer":
             self.trace.append(f"{name}: {label}")
             return
-        self.has_met(actor, label, canonical_answer(answer))
+        answer = self.entries.canonical_answer(answer)
+        self.has_met(actor, label, answer)
         self.trace.append(f"{name}: {label} -> {short(answer)}")
         if name in self.scenario.slow:
             later = Gate(actor, "answer", f"hear {label}", hear, gate.opened, left_behind=gate.left_behind)
@@ -503,14 +556,16 @@ class World:
                 continue
             if acknowledged:
                 self.trace.append(f"{actor.name}: {call.name} is answered")
-                if call.reads:
+                if call.reads and actor.is_behind:
+                    self.promise.excused += 1
+                elif call.reads:
                     self.promise.judge(actor, text_of(answer))
                 for number in actor.effects:
                     if not self.promise.effects[number].is_untold and can_tell(actor.process):
                         self.promise.effects[number].excused.clear()
                     self.promise.require(number, actor.process)
             actor.position += 1
-            actor.tokens = 0
+            actor.tokens, actor.is_behind = 0, False
             goes_on = any(gate.actor is actor and gate.left_behind is None for gate in self.gates)
             if not (actor.process.is_shared or goes_on):  # as a call may that was cancelled
                 actor.past = 0
@@ -528,26 +583,25 @@ class World:
             if process.is_forbidden:
                 self.promise.is_wary(process)
                 raise ResponseError("No permissions to access a key")
-            outcome = self.entries.replayed.popleft() if self.entries.replayed is not None else None
+            outcome = self.entries.replay()
             if outcome is None:
-                look = ("HGETALL", key), ("PTTL", key)
-                commands = *self.entries.unsent.pop(where, ()), ("EVALSHA", sha, numkeys, key, *args), *look
-                outcome = Outcome(*self.entries.wires[where].send(*commands)[-3:])
-            self.entries.outcomes.append(outcome)
-            if label == "drop":
-                self.promise.has_dropped(process)
+                outcome = self.entries.run(where, key, ("EVALSHA", sha, numkeys, key, *args))
+            self.entries.record(outcome)
+            self._has_answered(process, step, where, outcome.answer)
             if key.endswith(self.entries.suffix):  # not of a probe
                 self._saw((where, key), outcome)
             return raise_error(outcome.answer)
 
-        label = self._script_names()[sha.decode()]
+        step = self._script_name(sha.decode())
+        label = self._label(where, step)
         if not key.endswith(self.entries.suffix) and b"{" in key:
             label += f" {{{key.decode().partition(':{')[2]}"  # of another scope
         left_behind = None
-        if label == "warm_up":
+        if step == "warm_up":
             while any(gate.actor is ACTOR.get() and gate.label == label for gate in self.gates):
                 label += " of a later read"
-            left_behind = hash(tuple(UNIQUE.sub(b"", a) if isinstance(a, bytes) else a for a in args))
+            plain = (self.entries.reigns.of_master(arg) for arg in args)
+            left_behind = hash(tuple(UNIQUE.sub(b"", a) if isinstance(a, bytes) else a for a in plain))
         return await self._pass("l1", label, perform, left_behind=left_behind)
 
     async def pass_postgres(self, statement: tuple[Any, ...]) -> Any:
@@ -638,12 +692,16 @@ class World:
         if process.is_foreign:
             return ()
         cache, keeper = process.saver._l1, process.saver._parts.identity
-        epochs = cache._epochs
         return (
-            cache.trust.is_trusted,
-            process.saver._parts.breaker.state,
-            epochs._trusted,
-            epochs.server and self.entries.reigns.name(epochs.server.reign),
+            tuple(
+                (
+                    each.trust.is_trusted,
+                    each.breaker.state,
+                    each._epochs._trusted,
+                    each.server and self._reign_of(each.server.reign),
+                )
+                for each in caches_of(process.saver)
+            ),
             keeper.identity and keeper.identity.generation,
             keeper._reign and self.entries.reigns.name(keeper._reign),
             keeper._detached_at is None,
@@ -655,6 +713,10 @@ class World:
             tuple(sorted(process.saver._bursts._fences.pending.items())),
             process.saver._bursts._fences.is_removing,
         )
+
+    def _reign_of(self, reign: str) -> Any:
+        """What the reign of a server is called."""
+        return self.entries.reigns.name(reign)
 
     def _make_processes(self) -> None:
         self.processes, self.actors = {}, []
@@ -714,34 +776,36 @@ class World:
         self._names.clear()
         for name, each in self._savers.items():
             where = THERE if name in scenario.there else HERE
-            recall(each, self._virgin[name])
-            server = self.loop.complete(each._l1.connect())
+            recall(self._virgin[name])
+            server = self._complete(Process(name, each, where), each._l1.connect())
             self.entries.reigns.meet(where, server.reign)
             if name not in (*scenario.opening, *scenario.there):
-                self._complete(Process(name, each, where), each._parts.sweeper.settle())
+                self._settle(Process(name, each, where))
                 assert each._l1.trust.is_trusted
             self._minds[name] = memory_of(each)
-        key = self.observer._l1.epoch.key(SCOPE)
+        key = self._key()
         self.entries.first = HERE, key
         self.entries.suffix = key[key.index(b":{") :]
 
     def _recall(self) -> None:
         """Let the savers, which outlive a run, forget it."""
         for name, each in self._savers.items():
-            recall(each, self._minds[name])
-            each._l1._available = True
-            # It opens when the explorer says so, and may be probed at once.
-            breaker = Breaker(failures=sys.maxsize, delay_seconds=0, clock=lambda: 0.0)
-            each._l1.breaker = each._parts.sweeper._breaker = breaker
-            each._parts = replace(each._parts, breaker=breaker)
-            if name in self.scenario.new:
-                each._l1.trust._trusted_at = None
+            recall(self._minds[name])
+            for cache in caches_of(each):
+                cache._available = True
+                # It opens when the explorer says so, and may be probed at once.
+                cache.breaker = Breaker(failures=sys.maxsize, delay_seconds=0, clock=lambda: 0.0)
+                if name in self.scenario.new:
+                    cache.trust._trusted_at = None
+            if each._parts.cluster is None:
+                each._parts.sweeper._breaker = each._l1.breaker
+                each._parts = replace(each._parts, breaker=each._l1.breaker)
 
-    def _script_names(self) -> dict[str, str]:
-        if not self._names:
-            for each in self._savers.values():
-                self._names |= {sha: step for step, sha in each._l1.server.shas.items()}
-        return self._names
+    def _script_name(self, sha: str) -> str:
+        if sha not in self._names:
+            for cache in [cache for each in self._savers.values() for cache in caches_of(each)]:
+                self._names |= {sha: step for step, sha in cache.server.shas.items()}
+        return self._names[sha]
 
     def _bury(self) -> None:
         """End what the last run left unfinished, without another action."""
