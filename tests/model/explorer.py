@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import lru_cache
 from types import SimpleNamespace
 
 import pytest
@@ -21,12 +22,13 @@ from glasspoint.coherence.sweeper import Sweeper
 from glasspoint.embedded import EmbeddedRedis
 from glasspoint.l1.cache import Cache
 from glasspoint.l1.cluster import ClusterCache
+from glasspoint.l1.epoch import EpochKeeper
 from glasspoint.l2.retrying import Retries
 from glasspoint.savers.bursts import Bursts
 from model.cast import clock, new_token
 from model.frozen import FrozenLoop, NoSleep
 from model.slot_world import SlotWorld
-from model.terms import Move, Outcome, Scenario, Violation
+from model.terms import Move, Outcome, Scenario, Touched, Violation
 from model.two_masters import TwoMasters
 from model.world import World
 
@@ -88,11 +90,18 @@ class Report:
 
 @dataclass
 class _Frame:
+    """A state on the way to the present one.
+
+    Attributes:
+        done: Move -> the state that it leads to, and what it touches.
+    """
+
     state: int
     path: tuple[Move, ...]
     outcomes: tuple[Outcome, ...]
     untried: list[Move]
     schedules: int = 0
+    done: dict[Move, tuple[int, Touched | None]] = field(default_factory=dict)
 
 
 _End = tuple[tuple[Move, ...], tuple[Outcome, ...]]
@@ -144,6 +153,9 @@ def _patched() -> Iterator[None]:
         # The globals that their functions see, which of a mutated module are not the module's own.
         cache = Cache.read.__globals__
         patch.setitem(cache, "_new_token", new_token)
+        # Each saver asks for the texts anew when another Redis reigns.
+        epoch = EpochKeeper.meet.__globals__
+        patch.setitem(epoch, "_script_texts", lru_cache(maxsize=8)(epoch["_script_texts"]))
         bursts = Bursts.join.__globals__
         patch.setitem(bursts, "_new_id", new_token)
         patch.setitem(bursts, "monotonic", lambda: 0.0)
@@ -177,6 +189,7 @@ class _Search:
         self._start = tuple(start)
         self._report = Report(world.scenario.name)
         self._covered: dict[int, int] = {}
+        self._next: dict[tuple[int, Move], int] = {}
 
     def report(self) -> Report:
         try:
@@ -186,7 +199,9 @@ class _Search:
                 self._sample(self._at_most)
         except Violation as exc:
             raise Counterexample(
-                "\n".join([f"{self._world.scenario.name}: {exc}", *self._world.trace, f"({self._report})"])
+                "\n".join(
+                    [f"{self._world.scenario.name}: {exc}", *self._world.told_so_far, f"({self._report})"]
+                )
             ) from exc
         self._report.states = len(self._covered)
         self._report.reads = self._world.reads
@@ -202,10 +217,18 @@ class _Search:
         path = self._start
         while True:
             state = self._world.state()
+            if stack:
+                self._remember(stack[-1], path[-1], state)
             covers = self._covered.get(state)
             if covers is None:
                 if untried := self._moves()[::-1]:
-                    stack.append(_Frame(state, path, tuple(self._world.outcomes), untried))
+                    frame = _Frame(state, path, tuple(self._world.outcomes), untried)
+                    if stack:
+                        self._spare(frame, stack[-1], path[-1])
+                    if frame.untried:
+                        stack.append(frame)
+                    else:
+                        covers = self._covered[state] = frame.schedules
                 else:
                     self._world.finish()
                     covers = self._covered[state] = 1
@@ -225,6 +248,29 @@ class _Search:
             frame = stack[-1]
             path = (*frame.path, frame.untried.pop())
             self._do(path[-1])
+
+    def _remember(self, frame: _Frame, move: Move, state: int) -> None:
+        """A move leads from the state of a frame to another state."""
+        frame.done[move] = state, self._world.touched
+        self._next[frame.state, move] = state
+
+    def _spare(self, frame: _Frame, before: _Frame, move: Move) -> None:
+        """Leave out the moves of a state that lead where another order of the same two moves has led.
+
+        The move that led here and one that was done instead may touch nothing in common. Then both orders do
+        the same, and end in one state, and the other order was walked already, to its end.
+        """
+        _, touched = before.done[move]
+        for other in list(frame.untried):
+            first, touches = before.done.get(other, (None, None))
+            if touched is None or touches is None or first is None or not touched.is_apart_from(touches):
+                continue
+            state = self._next.get((first, move))
+            if state is not None and state in self._covered:
+                frame.untried.remove(other)
+                frame.schedules += self._covered[state]
+                frame.done[other] = state, touches
+                self._next[frame.state, other] = state
 
     def _sample(self, at_most: int) -> None:
         """From a move that was seen and not made, taken at random, always on to the end."""

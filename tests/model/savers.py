@@ -82,8 +82,8 @@ def burst_state(burst: Burst) -> tuple[Any, ...]:
     )
 
 
-Memory = list[tuple[Any, dict[str, Any], dict[str, Any]]]
-"""Each part, its attributes that are never changed in place, and the others."""
+Memory = list[tuple[dict[str, Any], dict[str, Any], dict[str, Any]]]
+"""The attributes of each part; as they were: those that are never changed in place, and the others."""
 
 
 def caches_of(saver: Any) -> tuple[Any, ...]:
@@ -94,7 +94,8 @@ def caches_of(saver: Any) -> tuple[Any, ...]:
 
 def _parts_of(saver: Any) -> tuple[Any, ...]:
     """What of a saver remembers anything about L1 or L2."""
-    l1 = [part for cache in caches_of(saver) for part in (cache, cache.trust, cache._epochs)]
+    caches = caches_of(saver)
+    l1 = [part for each in caches for part in (each, each.breaker, each.trust, each._epochs)]
     router = () if saver._parts.cluster is None else (saver._l1,)
     parts = saver._l1.quarantine, saver._parts.identity, saver._parts.sweeper
     return (*router, *l1, *parts, saver._bursts, saver._bursts._fences)
@@ -104,7 +105,7 @@ def memory_of(saver: Any) -> Memory:
     kinds = (set, list, dict, asyncio.Lock)
     return [
         (
-            part,
+            vars(part),
             {name: value for name, value in vars(part).items() if not isinstance(value, kinds)},
             {name: copy(value) for name, value in vars(part).items() if isinstance(value, kinds)},
         )
@@ -114,6 +115,6 @@ def memory_of(saver: Any) -> Memory:
 
 def recall(memory: Memory) -> None:
     for part, attributes, changing in memory:
-        vars(part).update(attributes)
+        part.update(attributes)
         for name, value in changing.items():
-            vars(part)[name] = asyncio.Lock() if isinstance(value, asyncio.Lock) else copy(value)
+            part[name] = asyncio.Lock() if isinstance(value, asyncio.Lock) else copy(value)

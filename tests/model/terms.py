@@ -49,6 +49,28 @@ class SlotStep(NamedTuple):
         return f"{', '.join(self.does)}, {self.to}"
 
 
+class Touched(NamedTuple):
+    """What a step has touched: two steps of different processes that touch nothing in common can be done in
+    either order.
+
+    Attributes:
+        process: Whose step it was.
+        reads, writes: Of `REDIS`, `TABLES`, `PROMISE`.
+    """
+
+    process: str
+    reads: frozenset[str]
+    writes: frozenset[str]
+
+    def is_apart_from(self, other: Touched) -> bool:
+        """Whether the order of this step and another one does not matter."""
+        return self.process != other.process and not (
+            self.writes & (other.reads | other.writes) or other.writes & self.reads
+        )
+
+
+REDIS, TABLES, PROMISE = "redis", "tables", "promise"
+
 Place = tuple[str, bytes]
 """A server, and a key there."""
 

@@ -18,13 +18,12 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import redis
-from redis._parsers.helpers import parse_info
 from redis.asyncio import RedisCluster
 from redis.crc import key_slot
 
 from glasspoint.embedded import EmbeddedRedis
 from model.terms import HERE, SCOPE, THERE
-from model.wires import Wire, raise_error
+from model.wires import Wire, parse, raise_error
 from redis_nodes import IN_CLUSTER, Nodes, start_node, wait
 
 __all__ = ["SLOT", "Course", "TwoMasters", "two_masters"]
@@ -70,7 +69,8 @@ class Course(NamedTuple):
 
     def raised(self, where: str) -> Course:
         """Give a master the greatest epoch."""
-        return self._replace(**{where: max(self.here, self.there) + 1})
+        epoch = max(self.here, self.there) + 1
+        return self._replace(here=epoch) if where == HERE else self._replace(there=epoch)
 
 
 def other(where: str) -> str:
@@ -189,8 +189,7 @@ class TwoMasters:
     def process_of(self, where: str) -> str:
         """Return what the reign of a master begins with: all but its configuration epoch."""
         server, replication = self.wires[where].send(("INFO", "server"), ("INFO", "replication"))
-        run_id, replid = parse_info(server)["run_id"], parse_info(replication)["master_replid"]
-        return f"{run_id}.{replid}"
+        return f"{parse(server)['run_id']}.{parse(replication)['master_replid']}"
 
     def look(self, where: str, course: Course) -> list[Any]:
         """Return what a master says of the cluster: CLUSTER SLOTS, CLUSTER NODES."""
@@ -232,7 +231,8 @@ class TwoMasters:
             time.sleep(0.001)
 
     def _learn(self) -> None:
-        self.real = self.real._replace(**{where: self._known(where, of=where) for where in self.wires})
+        here, there = self._known(HERE, of=HERE), self._known(THERE, of=THERE)
+        self.real = self.real._replace(here=here, there=there)
 
     def _known(self, asked: str, *, of: str) -> int:
         lines = self._ask(asked, "CLUSTER", "NODES").splitlines()

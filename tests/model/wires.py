@@ -72,7 +72,7 @@ class SteppedRedis(Redis):
         return _Pipeline(self.world, self.where)
 
 
-_parse: Callable[[Any], Any] = parse_info
+parse: Callable[[Any], Any] = parse_info
 
 SLOTS_AND_NODES = [("CLUSTER", "SLOTS"), ("CLUSTER", "NODES")]
 """What a node of a cluster is asked for the topology."""
@@ -110,5 +110,5 @@ class _Pipeline:
 
     def _result(self, command: tuple[Any, ...], answer: Any) -> Any:
         if command[0] == "INFO":
-            return _parse(answer)
+            return parse(answer)
         return self._world.told(self._where, answer) if command == ("CLUSTER", "INFO") else answer

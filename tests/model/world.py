@@ -54,13 +54,17 @@ from model.terms import (
     A_MINUTE,
     CONFIG,
     HERE,
+    PROMISE,
+    REDIS,
     REIGNS,
     SCOPE,
+    TABLES,
     THERE,
     Move,
     Outcome,
     Place,
     Scenario,
+    Touched,
     Violation,
 )
 from model.wires import Wire, raise_error
@@ -78,7 +82,7 @@ class World:
         gates: Where they wait.
         ghosts: Statements that may yet take effect.
         faults: The kinds of faults that have happened in this run.
-        trace: What has happened in this run, a line an action.
+        trace: What has happened in this run: a line an action, or actor, step and answer.
         starts: How often PostgreSQL has broken all connections.
         epoch_changed: Whether another Redis has begun to reign.
         is_moved: Whether the identity has changed.
@@ -103,11 +107,13 @@ class World:
         self.gates: list[Gate] = []
         self.ghosts: list[Ghost] = []
         self.faults: list[str] = []
-        self.trace: list[str] = []
+        self.trace: list[str | tuple[str, str, Any]] = []
         self.starts = 0
         self.epoch_changed = False
         self.is_moved = False
         self._names: dict[str, str] = {}
+        self._touched: tuple[str, set[str], set[str]] | None = None
+        self._ends: set[int] = set()
         self._dead = False
         self._is_alone = False
         loop.set_exception_handler(self._unexpected)
@@ -188,6 +194,14 @@ class World:
         raise NotImplementedError
 
     # ------------------------------------------------------------------ what the explorer does
+
+    @property
+    def told_so_far(self) -> list[str]:
+        """What has happened in this run, a line an action."""
+        return [
+            each if isinstance(each, str) else f"{each[0]}: {each[1]} -> {short(each[2])}"
+            for each in self.trace
+        ]
 
     @property
     def outcomes(self) -> list[Outcome]:
@@ -277,6 +291,8 @@ class World:
             Violation: A read returned what it must not, or an intent would be forgotten before its deadline.
         """
         kind, *about = move
+        self._touched = None
+        self.promise.is_used = self.promise.is_changed = False
         if kind in FAULTS:
             FAULTS[kind](self, *about)
         else:
@@ -284,6 +300,26 @@ class World:
         self.loop.drain()
         if self.promise.violation:
             raise self.promise.violation
+
+    @property
+    def touched(self) -> Touched | None:
+        """What the last move has touched; `None`: perhaps everything."""
+        if self._touched is None:
+            return None
+        process, reads, writes = self._touched
+        reads |= {PROMISE} if self.promise.is_used else set()
+        writes |= {PROMISE} if self.promise.is_changed else set()
+        return Touched(process, frozenset(reads), frozenset(writes))
+
+    def _touch(self, gate: Gate) -> None:
+        name = gate.actor.process.name
+        if gate.tier == "answer":
+            self._touched = name, set(), set()
+        elif gate.tier == "l1":
+            self._touched = name, set(), {REDIS}
+        elif gate.tier == "l2":
+            is_read = gate.statement[0] in store.READING
+            self._touched = name, {TABLES}, set() if is_read else {TABLES}
 
     def state(self) -> int:
         """A hash of all that the rest of the run depends on, and of all that it will be judged by."""
@@ -353,6 +389,9 @@ class World:
         for actor in self.actors:
             if not (actor.done or actor.crashed):
                 raise Violation(f"{actor.name} waits for ever, at {[g.label for g in self.gates]}")
+        if (end := self._end()) in self._ends:
+            return
+        self._ends.add(end)
         for intent in self.entries.live_intents():
             self.entries.expire(intent)
         self.observer._l1.trust.suspect()
@@ -374,6 +413,31 @@ class World:
                     f"in the end a read of {process.name} returned {found}, "
                     f"PostgreSQL holds {self.promise.views[-1]}"
                 )
+
+    def _end(self) -> int:
+        """A hash of all that reads after the end depend on: many runs end in the same way."""
+        processes = (Process("observer", self.observer), *self.processes.values())
+        is_open = any(not effect.is_settled for effect in self.promise.effects if effect.required)
+        return hash(
+            (
+                self.entries.state(),
+                self.tables,
+                self._more_state(),
+                self.is_moved or is_open,
+                self.starts,
+                self.promise.views[-1],
+                tuple(
+                    (
+                        self._mind(each),
+                        each.clock,
+                        each.is_cut_off,
+                        each.is_forbidden,
+                        tuple((actor.crashed, actor.connected) for actor in each.actors),
+                    )
+                    for each in processes
+                ),
+            )
+        )
 
     def _complete(self, process: Process, work: Awaitable[Any]) -> Any:
         """Let a process do something while all others stand still."""
@@ -398,6 +462,8 @@ class World:
         return not gate.statement or self._can(gate.actor.who, gate.statement)
 
     def _can(self, who: str, statement: tuple[Any, ...]) -> bool:
+        if not self.tables.changes:  # nothing is locked
+            return True
         try:
             store.execute(self.tables, who, statement)
         except store.MustWait:
@@ -420,6 +486,7 @@ class World:
     def _do_step(self, name: str, label: str) -> None:
         [gate] = [g for g in self.gates if (g.actor.name, g.label) == (name, label)]
         actor = gate.actor
+        self._touch(gate)
         self.start_call(gate)
         if actor is actor.process.background:
             self._start_readers(actor.process)
@@ -438,7 +505,7 @@ class World:
             return
         answer = self.entries.canonical_answer(answer)
         self.has_met(actor, label, answer)
-        self.trace.append(f"{name}: {label} -> {short(answer)}")
+        self.trace.append((name, label, answer))
         if name in self.scenario.slow:
             later = Gate(actor, "answer", f"hear {label}", hear, gate.opened, left_behind=gate.left_behind)
             self.gates.append(later)
@@ -478,6 +545,7 @@ class World:
         """No write has come to a burst for a moment."""
         process = self.processes[name]
         [burst] = [each for each in process.bursts if each.scope.checkpoint_ns == namespace]
+        self._touched = name, set(), set()
         self.trace.append(f"a burst of {name} ends")
         self.has_met(self._of_background(process), f"end {namespace}", None)
         token = ACTOR.set(self._of_background(process))
@@ -782,24 +850,29 @@ class World:
             if name not in (*scenario.opening, *scenario.there):
                 self._settle(Process(name, each, where))
                 assert each._l1.trust.is_trusted
+            self._give_breakers(each)
             self._minds[name] = memory_of(each)
         key = self._key()
         self.entries.first = HERE, key
         self.entries.suffix = key[key.index(b":{") :]
+
+    @staticmethod
+    def _give_breakers(saver: Any) -> None:
+        for cache in caches_of(saver):
+            cache._available = True
+            # It opens when the explorer says so, and may be probed at once.
+            cache.breaker = Breaker(failures=sys.maxsize, delay_seconds=0, clock=lambda: 0.0)
+        if saver._parts.cluster is None:
+            saver._parts.sweeper._breaker = saver._l1.breaker
+            saver._parts = replace(saver._parts, breaker=saver._l1.breaker)
 
     def _recall(self) -> None:
         """Let the savers, which outlive a run, forget it."""
         for name, each in self._savers.items():
             recall(self._minds[name])
             for cache in caches_of(each):
-                cache._available = True
-                # It opens when the explorer says so, and may be probed at once.
-                cache.breaker = Breaker(failures=sys.maxsize, delay_seconds=0, clock=lambda: 0.0)
                 if name in self.scenario.new:
                     cache.trust._trusted_at = None
-            if each._parts.cluster is None:
-                each._parts.sweeper._breaker = each._l1.breaker
-                each._parts = replace(each._parts, breaker=each._l1.breaker)
 
     def _script_name(self, sha: str) -> str:
         if sha not in self._names:
