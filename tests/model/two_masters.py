@@ -14,7 +14,9 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import redis
@@ -24,7 +26,7 @@ from redis.crc import key_slot
 from glasspoint.embedded import EmbeddedRedis
 from model.terms import HERE, SCOPE, THERE
 from model.wires import Wire, parse, raise_error
-from redis_nodes import IN_CLUSTER, Nodes, start_node, wait
+from redis_nodes import Nodes, start_node, wait
 
 __all__ = ["SLOT", "Course", "TwoMasters", "two_masters"]
 
@@ -34,7 +36,12 @@ SLOT = key_slot(SCOPE.thread_id.encode())
 _SLOTS = {HERE: (SLOT, key_slot(b"2")), THERE: (key_slot(b"0"),)}
 
 # Nobody is to think of an outage because the machine is busy.
-_OPTIONS = (*IN_CLUSTER, "--cluster-node-timeout", "600000", "--cluster-require-full-coverage", "no")
+_OPTIONS = (
+    *("--cluster-enabled", "yes", "--cluster-node-timeout", "600000"),
+    *("--cluster-require-full-coverage", "no"),
+)
+# A node waits until the disk has what it knows, after each change: in memory, that takes no time.
+_IN_MEMORY = Path("/dev/shm")
 _MAY_DEBUG = ("--enable-debug-command", "yes")  # an option since Redis 7
 
 _PATIENCE_SECONDS = 60.0
@@ -242,8 +249,10 @@ class TwoMasters:
 @contextmanager
 def two_masters() -> Iterator[TwoMasters]:
     """Start them, as one cluster."""
-    servers = {where: _start() for where in (HERE, THERE)}
-    try:
+    with ExitStack() as running:
+        kept = running.enter_context(TemporaryDirectory(dir=_IN_MEMORY if _IN_MEMORY.is_dir() else None))
+        Path(kept).chmod(0o777)  # a server does not run as root
+        servers = {where: running.enter_context(_start(f"{kept}/{where}")) for where in (HERE, THERE)}
         nodes = Nodes(list(servers.values()))
         for number, (where, server) in enumerate(servers.items()):
             nodes.ask(server, "CLUSTER", "SET-CONFIG-EPOCH", 2 - number)
@@ -253,19 +262,17 @@ def two_masters() -> Iterator[TwoMasters]:
         masters = TwoMasters(servers)
         yield masters
         masters.close()
-    finally:
-        for server in servers.values():
-            server.close()
 
 
-def _start() -> EmbeddedRedis:
-    server = start_node(*_OPTIONS)
+def _start(file: str) -> EmbeddedRedis:
+    options = (*_OPTIONS, "--cluster-config-file", file)
+    server = start_node(*options)
     with redis.Redis(host="127.0.0.1", port=server.port) as client:
         try:
             client.execute_command("DEBUG", "CHANGE-REPL-ID")
         except redis.ResponseError:
             server.stop()
-            server.start(*_OPTIONS, *_MAY_DEBUG)
+            server.start(*options, *_MAY_DEBUG)
     return server
 
 
