@@ -54,7 +54,8 @@ with its scripts; `unsaid`, `unheard` a step gets no answer from Redis, and was 
 connection to PostgreSQL breaks, a statement may or may not take effect; `refuse` PostgreSQL answers with an
 error; `cancel` the caller gives up; `cut_off` a process does not reach Redis from now on, until it does
 again; `open` its breaker opens; `forbid` Redis refuses it the key of the scope from now on, until it does
-not any more; `lose_fences` all fences are gone. Also `reboot`: a restart that is one. What happens to
+not any more; `lose_fences` all fences are gone. Also `reboot`: a restart that is one; and in a cluster
+`promote`: a replica of the slot's master takes over, with what it has of the entry. What happens to
 PostgreSQL itself: `terms.CHANGES`."""
 
 

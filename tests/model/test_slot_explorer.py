@@ -16,7 +16,7 @@ from model.two_masters import TwoMasters, two_masters
 
 # `make explore` draws more schedules; there are too many to go through all.
 SAMPLE = 1_000 if dice.EXPLORING else 12
-SEED = 20261128
+SEED = int(dice.SEED) if dice.EXPLORING else 20261128
 
 # Of one Redis, or of two.
 FAULTS_OF_A_CLUSTER = ("promote", *(kind for kind in FAULTS if kind not in ("restart", "failover")))
@@ -24,7 +24,7 @@ FAULTS_OF_A_CLUSTER = ("promote", *(kind for kind in FAULTS if kind not in ("res
 pytestmark = pytest.mark.dice
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def masters() -> Iterator[TwoMasters]:
     with two_masters() as running:
         yield running

@@ -152,7 +152,7 @@ class TwoMasters:
         """Move keys. A key that is there already is not replaced, and removed."""
         for key in keys:
             answer = self.wires[source].send(
-                ("MIGRATE", "127.0.0.1", self.ports[target], "", 0, 5000, "KEYS", key)
+                ("MIGRATE", "127.0.0.1", self.ports[target], "", 0, 60_000, "KEYS", key)
             )[0]
             if b"BUSYKEY" in str(answer).encode():
                 self.wires[source].send(("ASKING",), ("DEL", key))

@@ -21,6 +21,7 @@ what it reads. After that, never.
 `terms` has the words, `cast` who acts, `frozen` the event loop. `entries` is Redis as it is known here,
 `wires` the way to it; `store` is PostgreSQL. `savers` makes the savers.
 `faults` and `changes` are what goes wrong. By `promise`, reads are judged.
+`slot_world` is the same in a Redis Cluster, where a slot moves.
 """
 
 from __future__ import annotations
