@@ -207,7 +207,7 @@ def test_a_process_that_ends_before_it_has_noticed_is_one_fault_too_many(
     """The limit that docs/protocol.md names. If this fails, the limit is gone: say so there."""
     start = (*steps("w", "begin", "put snapshot"), *steps("r", "look"), (change,), *steps("r", "look"), *then)
     with pytest.raises(Counterexample, match="in the end a read of observer returned"):
-        explore(LATE_WRITER, explored_redis, faults=[change, "crash"], budget=2)
+        explore(LATE_WRITER, explored_redis, faults=[change, "crash"], budget=2, start=start)
 
 
 def test_what_a_process_writes_before_it_has_noticed_is_missing_elsewhere_until_it_has(
