@@ -236,14 +236,23 @@ PUT_AND_READER = Scenario(
 )
 
 
+_OF_UNKNOWN_OUTCOME: dict[str, tuple[Move, ...]] = {
+    "crash": (),
+    "cancel": (("cancel", "p"), *steps("p", "drop")),
+}
+
+
 @pytest.mark.parametrize("first", ["evict", "lapse"])
 @pytest.mark.parametrize("second", ["crash", "cancel"])
 def test_an_intent_that_is_lost_and_a_write_of_unknown_outcome_are_one_fault_too_many(
     first: str, second: str, explored_redis: EmbeddedRedis
 ) -> None:
     """The limit that docs/protocol.md names. If this fails, the limit is gone: say so there."""
+    intent = "i:p_0_2" if second == "crash" else "i:doubt"
+    lost: Move = ("evict",) if first == "evict" else ("lapse", intent)
+    start = (*steps("p", "begin", "put snapshot"), *_OF_UNKNOWN_OUTCOME[second], lost, *steps("r", "read"))
     with pytest.raises(Counterexample, match="in the end a read of observer returned"):
-        explore(PUT_AND_READER, explored_redis, faults=[first, second], budget=2)
+        explore(PUT_AND_READER, explored_redis, faults=[first, second], budget=2, start=start)
 
 
 @pytest.mark.parametrize("faults", [("crash", "cut"), ("evict", "cut"), ("lapse", "refuse")], ids="-".join)
