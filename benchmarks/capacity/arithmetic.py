@@ -7,6 +7,7 @@ from typing import Any, Final
 
 from capacity.figures import MANY, TURN, Figures
 from capacity.simulation import HUMAN_SECONDS, System
+from comparison.masters import idle_rows, rows
 from comparison.page import table
 from comparison.peers import OURS, POOL, POOL_SIZE
 from comparison.turns import Durability
@@ -38,7 +39,7 @@ class Arithmetic:
     def facts(self) -> str:
         """Where it was measured."""
         performance, servers = self._figures.performance, self._figures.servers
-        flush = servers["flush_ms"]
+        flush, cluster = servers["flush_ms"], self._figures.cluster["facts"]
         lines = [
             f"Pods: docs/performance.json, {performance['facts']['machine']}, "
             f"{performance['facts']['python']}, {performance['facts']['loop']}.",
@@ -46,8 +47,17 @@ class Arithmetic:
             f"Servers: docs/scaling.json, {servers['facts']['machine']}; {servers['facts']['postgres']}; "
             f"{servers['facts']['redis']}.",
             f"A commit waits {flush['p50']:.2f} ms for the disk (99 %: {flush['p99']:.1f} ms).",
+            f"Redis Clusters: docs/cluster.json, {cluster['machine']}; {cluster['redis']}; {cluster['run']}.",
         ]
         return "".join(f"- {line}\n" for line in lines)
+
+    def masters(self) -> str:
+        """What a Redis Cluster costs, measured."""
+        return table(*rows(self._figures.cluster))
+
+    def idle(self) -> str:
+        """What a saver takes that is not called, with one Redis and with a cluster."""
+        return table(*idle_rows(self._figures.cluster))
 
     def turn(self) -> str:
         """What a turn takes: of the servers, while models take their time; of the pod, while they do not."""

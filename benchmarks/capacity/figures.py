@@ -1,4 +1,4 @@
-"""The measured figures: docs/performance.json, docs/scaling.json, docs/cost.md."""
+"""The measured figures: docs/performance.json, docs/scaling.json, docs/cluster.json, docs/cost.md."""
 
 from __future__ import annotations
 
@@ -102,6 +102,7 @@ class Figures:
 
     performance: dict[str, Any]
     servers: dict[str, Any]
+    cluster: dict[str, Any]
     entries: tuple[Entry, ...]
 
     @classmethod
@@ -111,10 +112,11 @@ class Figures:
         Raises:
             ValueError: docs/cost.md has no table of entries any more.
         """
-        performance, servers = (
-            json.loads((docs / name).read_text("utf-8")) for name in ("performance.json", "scaling.json")
+        measured = (
+            json.loads((docs / f"{name}.json").read_text("utf-8"))
+            for name in ("performance", "scaling", "cluster")
         )
-        return cls(performance, servers, _entries((docs / "cost.md").read_text("utf-8")))
+        return cls(*measured, _entries((docs / "cost.md").read_text("utf-8")))
 
     def rounds(
         self, workload: str, contender: str, metric: Metric | Literal["calls"], **variant: Any

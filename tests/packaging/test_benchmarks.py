@@ -233,6 +233,18 @@ def test_what_open_bursts_and_fences_take_is_measured(tmp_path: Path) -> None:
     assert fences["left"]["rows"] == 0
 
 
+def test_what_a_cluster_costs_is_measured_beside_one_redis(tmp_path: Path) -> None:
+    document, _ = run("cluster.py", tmp_path / "figures.json", "--smoke")
+    contenders = ["one Redis", "cluster, 1 master", "cluster, 3 masters"]
+    assert [each["contender"] for each in document["idle"]] == contenders
+    measured = [(each["workload"], each["contender"]) for each in document["figures"]]
+    assert measured == [(what, name) for what in ("hit", "hit", "turn") for name in contenders]
+    for each in document["figures"]:
+        # A hit is one step, wherever its entry is.
+        assert each["workload"] == "turn" or 1 <= each["rounds"]["redis_steps"][0] < 2, each
+        assert all(value > 0 for value in each["rounds"]["redis_ms"]), each
+
+
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed: apt-get install chromium")
 def test_what_the_live_page_takes_is_measured(tmp_path: Path) -> None:
     document, _ = run("live.py", tmp_path / "figures.json", "--minutes", "0.02", "--rate", "50")

@@ -32,6 +32,7 @@ from glasspoint.redis.limiter import when_connected
 from glasspoint.redis.permissions import check_permissions
 from glasspoint.redis.sentinels import UnknownServiceError
 from glasspoint.redis.timeouts import answered_within
+from glasspoint.redis.tls import named
 from glasspoint.redis.topology import name_of
 from glasspoint.telemetry.events import (
     CommitResult,
@@ -820,7 +821,7 @@ class Cache:
                 "%s %s (%s): PostgreSQL answers alone, slower but complete.",
                 self._name,
                 "refuses what it is asked" if isinstance(exc, ResponseError) else "does not answer",
-                f"{reason}: {fault.says}" if fault.says else reason,
+                f"{reason}: {fault.says}" if fault.says else named(exc),
             )
         if fault.is_final:
             self.breaker.trip(reason)

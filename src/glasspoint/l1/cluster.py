@@ -45,6 +45,7 @@ from glasspoint.logs import get_logger
 from glasspoint.model.scope import key_part
 from glasspoint.redis.faults import NeverTheCacheError
 from glasspoint.redis.signature import Signer
+from glasspoint.redis.tls import named
 from glasspoint.redis.topology import SLOTS, Address, Topology, name_of, slot_of, tag_in
 
 if TYPE_CHECKING:
@@ -202,7 +203,7 @@ class ClusterCache:
                 raise
             except Exception as exc:
                 raise L1UnavailableError(
-                    f"No node of the Redis Cluster tells its topology ({type(exc).__name__})."
+                    f"No node of the Redis Cluster tells its topology ({named(exc)})."
                 ) from exc
             finally:
                 self._is_stale = self._is_stale or not has_looked
