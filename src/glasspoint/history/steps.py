@@ -66,6 +66,9 @@ _SCAN_COUNT = 1000
 # The most connections in use at once; other steps wait for a slot.
 _CONNECTIONS = 32
 
+# How many nodes of a cluster are asked for the others, one after the other, if they hang.
+_NODES_ASKED = 3
+
 # The words with which Redis begins an error. If a script failed, they come later in the text. For some of
 # them, redis-py removes the word and raises a class of its own.
 _CODES = re.compile(r"\b(OOM|READONLY|MISCONF|NOREPLICAS|NOAUTH|CLUSTERDOWN|BUSY|LOADING|MASTERDOWN)\b")
@@ -170,7 +173,7 @@ class Steps:
         return [status] if status in (AGAIN, EXISTS) else result
 
     async def ping(self) -> None:
-        """Check that Redis responds.
+        """Check that Redis responds, in a cluster that each master does.
 
         Raises:
             RedisUnavailableError: It does not respond.
@@ -178,9 +181,32 @@ class Steps:
         """
         try:
             with answered_within(self._timeout):
-                await when_connected(self._redis.ping)
+                await when_connected(partial(self._redis.ping, **self._masters()))
         except _FAILURES as exc:
             raise self._failure(exc) from exc
+
+    async def find_nodes(self) -> None:
+        """Find the nodes of a cluster; do nothing if Redis is one server.
+
+        Raises:
+            RedisUnavailableError: No node responds.
+            RedisRefusedError: The nodes refuse this user.
+        """
+        redis: Any = self._redis
+        for attempt in range(1, _NODES_ASKED + 1) if isinstance(redis, RedisCluster) else ():
+            try:
+                await self._in_slot(redis.initialize)
+            except RedisUnavailableError as exc:
+                # The client waits for the first node that it asks, which may be one that hangs. It asks the
+                # nodes in another order each time.
+                if not isinstance(exc.__cause__, TimeoutError) or attempt == _NODES_ASKED:
+                    raise
+            else:
+                break
+
+    def _masters(self) -> dict[str, Any]:
+        """Return the option of a command that goes to each master of a cluster."""
+        return {"target_nodes": RedisCluster.PRIMARIES} if isinstance(self._redis, RedisCluster) else {}
 
     async def check_permissions(self, key_prefix: str) -> None:
         """Check that the client's user has the rights that the steps need. A cluster is not asked.
@@ -204,9 +230,8 @@ class Steps:
 
     async def memory(self) -> list[dict[str, Any]]:
         """Return INFO memory of Redis, in a cluster of each primary; nothing if Redis does not tell it."""
-        nodes = {"target_nodes": RedisCluster.PRIMARIES} if isinstance(self._redis, RedisCluster) else {}
         try:
-            info = await self._in_slot(partial(self._redis.info, "memory", **nodes))
+            info = await self._in_slot(partial(self._redis.info, "memory", **self._masters()))
         except GlasspointError:
             return []
         return [info] if "maxmemory" in info else [each for each in info.values() if isinstance(each, dict)]
@@ -216,24 +241,39 @@ class Steps:
         cursor = None
         while cursor != 0:
             with self._telemetry.step("redis.scan", None):
-                seconds, microseconds = await self._in_slot(self._redis.time)
+                seconds, microseconds = await self._in_slot(self._time_at, key)
                 cursor, members = await self._in_slot(self._zscan_page, key, cursor or 0)
             now = seconds * 1000 + microseconds // 1000
             yield [member for member, score in members if score > now]
+
+    async def _time_at(self, key: str) -> tuple[int, int]:
+        """Return the time of the server that holds a key: seconds, and microseconds."""
+        redis: Any = self._redis
+        if not isinstance(redis, RedisCluster):
+            return await redis.time()  # type: ignore[no-any-return]
+        await redis.initialize()
+        found: Any = await redis.time(target_nodes=[redis.get_node_from_key(key)])
+        (time,) = found.values() if isinstance(found, dict) else [found]
+        return time  # type: ignore[no-any-return]
 
     async def _zscan_page(self, key: str, cursor: int) -> tuple[int, list[tuple[bytes, float]]]:
         next_cursor, members = await self._redis.zscan(key, cursor, count=_SCAN_COUNT)
         return int(next_cursor), members
 
-    async def members_in(self, keys: Sequence[str]) -> int:
-        """Return how many members some sorted sets have together; what is no sorted set has none."""
-        return await self._in_slot(self._cards, keys) if keys else 0
+    async def members_in(self, keys: Sequence[str], *, all_must_answer: bool = False) -> int:
+        """Return how many members some sorted sets have together; what is no sorted set has none.
 
-    async def _cards(self, keys: Sequence[str]) -> int:
+        Args:
+            keys: The keys of the sorted sets.
+            all_must_answer: Whether an error of one of them is raised.
+        """
+        return await self._in_slot(self._cards, keys, all_must_answer) if keys else 0
+
+    async def _cards(self, keys: Sequence[str], all_must_answer: bool) -> int:
         async with self._redis.pipeline(transaction=False) as pipe:
             for key in keys:
                 pipe.zcard(key)
-            found = await pipe.execute(raise_on_error=False)
+            found = await pipe.execute(raise_on_error=all_must_answer)
         return sum(each for each in found if isinstance(each, int))
 
     async def scan(self, pattern: str) -> AsyncIterator[list[bytes]]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from redis.asyncio import Redis
@@ -27,10 +28,27 @@ if TYPE_CHECKING:
 
     from redis.asyncio import RedisCluster
 
-__all__ = ["SLOTS", "Address", "Master", "Topology", "View", "name_of", "slot_of", "tag_in"]
+__all__ = [
+    "RANGES",
+    "SLOTS",
+    "Address",
+    "Master",
+    "Topology",
+    "View",
+    "name_of",
+    "range_of",
+    "slot_of",
+    "tag_in",
+    "tag_of_range",
+]
 
 SLOTS = 16384
 """The number of hash slots of every Redis Cluster."""
+
+RANGES = 32
+"""The number of equal ranges of slots. What belongs to many threads, and must stand on the masters of these
+threads, stands once for each range: see `tag_of_range`. If it changes, two releases side by side do not find
+what the other one has stored."""
 
 Address: TypeAlias = tuple[str, int]
 """The host and the port of a node."""
@@ -206,6 +224,17 @@ class Topology:
 def slot_of(tag: str) -> int:
     """Return the slot of the keys with a hash tag."""
     return key_slot(tag.encode())
+
+
+def range_of(tag: str) -> int:
+    """Return the number of the range that the slot of a hash tag is in."""
+    return slot_of(tag) * RANGES // SLOTS
+
+
+@cache
+def tag_of_range(number: int) -> str:
+    """Return a hash tag whose slot is in a range of slots: it is the same in each process."""
+    return tag_in([(number * SLOTS // RANGES, (number + 1) * SLOTS // RANGES - 1)])
 
 
 def tag_in(slots: Iterable[tuple[int, int]]) -> str:
