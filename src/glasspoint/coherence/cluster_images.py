@@ -44,6 +44,9 @@ if TYPE_CHECKING:
 
 __all__ = ["InCluster"]
 
+# How many nodes may hang, one after the other, until the topology is known, in the time of one step.
+_NODES_A_STEP = 4
+
 _UNKNOWN = "whether the Redis Cluster has a cached state is not known."
 
 
@@ -73,12 +76,13 @@ class InCluster:
             key_prefix: The first part of every key.
             timeout_seconds: How long one step may take.
         """
-        self._topology = Topology(redis, timeout_seconds=timeout_seconds)
+        self._topology = Topology(redis, timeout_seconds=timeout_seconds / _NODES_A_STEP)
         self._last_used = last_used
         self._key_prefix = key_prefix
         self._timeout = timeout_seconds
         self._view: View | None = None
         self._is_stale = True
+        self._lock = asyncio.Lock()
         self._nodes: dict[Address, _Node] = {}
         self._records: dict[int, tuple[bytes, Identity]] = {}  # number of a range -> its record
         self._has_warned = False
@@ -187,19 +191,22 @@ class InCluster:
         raise RedisUnavailableError(f"The slot of the thread has no master: {_UNKNOWN}")
 
     async def _look(self) -> View:
-        if self._view is None or self._is_stale:
-            epoch = 0 if self._view is None else self._view.epoch
-            try:
-                view = await self._topology.look(epoch=epoch)
-            except Exception as exc:
-                raise RedisUnavailableError(
-                    f"No node of the Redis Cluster tells its topology ({type(exc).__name__}): {_UNKNOWN}"
-                ) from exc
-            addresses = {master.address for master in view.masters}
-            self._nodes = {address: node for address, node in self._nodes.items() if address in addresses}
-            await self._topology.close_others(addresses)
-            self._view, self._is_stale = view, False
-        return self._view
+        async with self._lock:
+            return await self._look_again() if self._view is None or self._is_stale else self._view
+
+    async def _look_again(self) -> View:
+        epoch = 0 if self._view is None else self._view.epoch
+        try:
+            view = await self._topology.look(epoch=epoch)
+        except Exception as exc:
+            raise RedisUnavailableError(
+                f"No node of the Redis Cluster tells its topology ({type(exc).__name__}): {_UNKNOWN}"
+            ) from exc
+        addresses = {master.address for master in view.masters}
+        self._nodes = {address: node for address, node in self._nodes.items() if address in addresses}
+        await self._topology.close_others(addresses)
+        self._view, self._is_stale = view, False
+        return view
 
     def _node_of(self, view: View, slot: int) -> _Node:
         master = next((each for each in view.masters if each.owns(slot)), None)

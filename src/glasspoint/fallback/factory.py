@@ -323,7 +323,7 @@ class _Tiers:
         record = await self._last_used()
         if record is None:
             return None
-        redis: Any = saver.status.redis
+        redis: Any = saver.client
         place: Any = InCluster if isinstance(redis, RedisCluster) else OneRedis
         return Images(
             place(

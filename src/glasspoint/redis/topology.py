@@ -125,6 +125,7 @@ class Topology:
         self._options = options
         self._timeout = timeout_seconds
         self._clients: dict[Address, Redis] = {}
+        self._left: dict[Address, Redis] = {}  # of nodes that are not asked any more
 
     @property
     def clients(self) -> list[Redis]:
@@ -134,6 +135,8 @@ class Topology:
     def client(self, address: Address) -> Redis:
         """Return the client of a node. It does not connect yet."""
         client = self._clients.get(address)
+        if client is None and (client := self._left.pop(address, None)) is not None:
+            self._clients[address] = client
         if client is None:
             host, port = address
             pool: ConnectionPool = ConnectionPool(
@@ -186,13 +189,16 @@ class Topology:
     async def close_others(self, addresses: Iterable[Address]) -> None:
         """Close the clients of all other nodes."""
         for address in set(self._clients) - set(addresses):
-            client = self._clients.pop(address)
-            with suppress(Exception):
-                await client.aclose()
+            # A call may be under way on this client, and connect once more: so it is closed again in the end.
+            client = self._left[address] = self._clients.pop(address)
+            await _close(client)
 
     async def close(self) -> None:
         """Close all clients."""
         await self.close_others(())
+        while self._left:
+            _, client = self._left.popitem()
+            await _close(client)
 
     def address(self, host: str, port: int) -> Address:
         """Return the address by which this process reaches a node that others know as `host` and `port`."""
@@ -221,8 +227,13 @@ class Topology:
         return tuple(Master(address, id_, tuple(ranges)) for (address, id_), ranges in found.items())
 
 
+async def _close(client: Redis) -> None:
+    with suppress(Exception):
+        await client.aclose()
+
+
 def slot_of(tag: str) -> int:
-    """Return the slot of the keys with a hash tag."""
+    """Return the slot of a key, or of the keys with a hash tag."""
     return key_slot(tag.encode())
 
 

@@ -138,12 +138,15 @@ class RedisSaver(HistorySaver):
         )
         status = SaverStatus(
             pool=None,
-            redis=redis,
+            redis=self._steps.client,
             tier="redis",
             addresses={"redis": address_of(redis)},
             databases={"redis": str(database_of(redis))},
         )
         super().__init__(self._redis_history, status, telemetry, serde)
+        self._lifetime.ends.append(self._steps.close)
+        self.client = redis
+        """The client that this saver was made with."""
         on_new_master(redis, partial(self._server_moved, "redis"))
 
     @classmethod
@@ -162,7 +165,7 @@ class RedisSaver(HistorySaver):
             ConfigurationError: The URL or the client cannot be used, or an option is out of its range.
             RedisUnavailableError: Redis cannot be reached.
             RedisRefusedError: Redis refuses this user or password, or the user lacks a right; the message
-                names the commands and the rule to add. (A cluster is not asked for rights.)
+                names the commands and the rule to add.
         """
         check_options(f"{cls.__name__}.create", options, OpenRedisOptions)
         return await cls._open(redis, options, in_part=False)
@@ -224,7 +227,7 @@ class RedisSaver(HistorySaver):
         return Opening(lambda: cls.create(redis_url, **options), reopens=isinstance(redis_url, str))
 
     async def _meet(self, *, in_part: bool) -> None:
-        await self._steps.find_nodes()
+        await self._steps.find_servers()
         self._is_in_part = in_part and len(self.lists) > 1
         if self._is_in_part:
             return
