@@ -55,7 +55,7 @@ Ask = Callable[[BaseCheckpointSaver[Any]], Awaitable[Any]]
 
 
 TARGET = Target("db", "5432", "app")
-REGISTRY = Keyspace("glasspoint", target=TARGET.id).registry
+REGISTRY = Keyspace("glasspoint", target=TARGET.id).registry_of("")
 REDIS_OPTIONS: dict[str, dict[str, Any]] = {
     "redis": {},
     "redis of a target, signed": {"target": TARGET, "signing_key": b"sixteen bytes..!"},
