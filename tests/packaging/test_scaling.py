@@ -202,14 +202,22 @@ def test_what_sentences_repeat_is_what_the_tables_show(capacity: Any) -> None:
     ours, upstream = (figures.pod_turn_ms(each, "sync") for each in ("Glasspoint", "upstream, pool"))
     pod, redis, core = capacity.arithmetic.Arithmetic(figures).limits("sync")
     shared = figures.turn("Glasspoint", "sync", thinks=True)["redis_ms"]
+    served = figures.bench("turn", "Glasspoint", "per_second", conversations=16, durability="sync")
     shown = capacity.page.shown(PAGE)
-    first = shown["rising"].splitlines()[2].split(" | ")
+    first, nearly_full = (shown["rising"].splitlines()[number].split(" | ") for number in (2, 5))
+    assert nearly_full[1].endswith("(90%)")
+    assert nearly_full[2] == "all"
+    waits = round(float(nearly_full[6].split()[0]) / float(first[6].split()[0]))
+    assert waits == 3
+    assert "a turn waits three times as long as at 25 %" in PAGE
     for sentence in (
         f"takes {ours.alone:.1f} ms of a pod's core if it is alone, and {ours.many:.1f} ms among 16 turns",
         f"is {0.25 * pod * ours.alone / 1000:.0%} busy".replace("%", " %")
         + f" ({0.25 * pod:.1f} turns a second × {ours.alone:.1f} ms)",
         f"plan with {700 / ours.alone:.0f} turns a second in place of {0.7 * pod:.0f}",
         f"computed with the {ours.many:.1f} ms of 16 turns at once",
+        f"The target of {0.7 * pod:.0f} is less than the {served:.0f} turns a second that 16 conversations "
+        "were measured to get",
         f"computed with the {1000 / core:.2f} ms of turns that share little",
         f"{shared:.2f} ms a turn was measured where calls shared some pipelines (first table), and "
         f"{1000 / redis:.2f} ms is computed",
@@ -276,7 +284,7 @@ def test_a_run_counts_only_turns_that_end_under_the_same_load(capacity: Any) -> 
 
 
 async def test_the_page_of_costs_counts_another_graph_and_says_which(capacity: Any) -> None:
-    import memory
+    from memory import build_graph
 
     calls: list[str] = []
 
@@ -293,7 +301,7 @@ async def test_the_page_of_costs_counts_another_graph_and_says_which(capacity: A
             calls.append("put_writes")
             await super().aput_writes(*args)
 
-    graph = memory.build_graph(Counting())
+    graph = build_graph(Counting())
     config = {"configurable": {"thread_id": "counted"}}
     for _ in range(2):
         calls.clear()
