@@ -283,6 +283,18 @@ def test_a_run_counts_only_turns_that_end_under_the_same_load(capacity: Any) -> 
     assert run(1.25, 4).is_saturated
 
 
+def test_a_simulated_turn_takes_of_the_servers_what_was_measured(capacity: Any) -> None:
+    """So what is computed with these costs and what is simulated cannot contradict each other."""
+    figures, simulation = capacity.figures.Figures.read(DOCS), capacity.simulation
+    pod = capacity.arithmetic.Arithmetic(figures).limits("sync")[0]
+    done = simulation.Model(figures, simulation.System(haste=0.15), seed=5).turns(0.5 * pod, 8)
+    postgres, redis = (1000 * done.busy[each] / done.per_second for each in ("postgres", "redis"))
+    measured = figures.postgres_turn_ms("Glasspoint", "sync", thinks=True)
+    assert 0.9 * measured.many < postgres < 1.1 * measured.alone
+    shared = figures.turn("Glasspoint", "sync", thinks=True)["redis_ms"]
+    assert 0.9 * shared < redis < 1.1 * figures.redis_turn_ms("sync")
+
+
 async def test_the_page_of_costs_counts_another_graph_and_says_which(capacity: Any) -> None:
     from memory import build_graph
 
