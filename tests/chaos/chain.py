@@ -47,6 +47,7 @@ class ChainSettings:
         seconds: For how long there are faults.
         fallbacks: `redis`, and then workers are killed; or `redis,memory`, and then they are not, because a
             process that dies in the tier `memory` takes what it has with it.
+        in_cluster: Whether Redis is a Redis Cluster, of whose masters one is lost at a time.
         workers, threads: How many of each at a time.
         turns: How many a thread has, at least and at most.
         pause: Between two turns of a thread, seconds at least and at most.
@@ -59,6 +60,7 @@ class ChainSettings:
     seed: int
     seconds: float = 60.0
     fallbacks: str = "redis"
+    in_cluster: bool = False
     workers: int = 3
     threads: int = 12
     turns: tuple[int, int] = (8, 30)
@@ -105,7 +107,7 @@ async def run_chain(settings: ChainSettings) -> ChainOutcome:
         else:
             directory = settings.keep
             directory.mkdir(parents=True)
-        servers = await opened.enter_async_context(run_chain_servers())
+        servers = await opened.enter_async_context(run_chain_servers(in_cluster=settings.in_cluster))
         run = _Run(settings, servers, directory)
         opened.push_async_callback(run.kill)
         started = monotonic()
@@ -280,6 +282,7 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=1.0, help="how long there are faults (1)")
     parser.add_argument("--seed", type=int, default=None, help="default: CHAOS_SEED, or drawn")
     parser.add_argument("--fallbacks", choices=["redis", "redis,memory"], default="redis")
+    parser.add_argument("--redis", choices=["single", "cluster"], default="single")
     parser.add_argument("--workers", type=int, default=3, help="processes (3)")
     parser.add_argument("--threads", type=int, default=12, help="at a time (12)")
     parser.add_argument("--keep", type=Path, default=None, help="leave the histories in this new directory")
@@ -292,6 +295,7 @@ def main() -> int:
         seed=seed,
         seconds=60 * given.minutes,
         fallbacks=given.fallbacks,
+        in_cluster=given.redis == "cluster",
         workers=given.workers,
         threads=given.threads,
         sabotage=given.sabotage,

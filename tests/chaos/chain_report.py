@@ -36,7 +36,8 @@ def _figures(outcome: ChainOutcome) -> Table:
     settings, verdict = outcome.settings, outcome.verdict
     table = Table(
         title=f"Chain: seed {settings.seed}, {outcome.seconds:.0f} s, {settings.workers} workers, "
-        f"fallbacks {settings.fallbacks}{settings.sabotage and ', sabotage: '}{settings.sabotage}",
+        f"fallbacks {settings.fallbacks}{' on a Redis Cluster' * settings.in_cluster}"
+        f"{settings.sabotage and ', sabotage: '}{settings.sabotage}",
         title_justify="left",
         box=SIMPLE_HEAD,
         show_header=False,

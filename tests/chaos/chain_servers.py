@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import random
 import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -15,9 +16,11 @@ from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
 
 from chaos.chain_faults import ChainFault
 from chaos.chain_history import Stored
+from copied_postgres import CopiedPostgres
 from glasspoint import CachedPostgresSaver
-from glasspoint.embedded import EmbeddedPostgres, EmbeddedRedis
+from glasspoint.embedded import EmbeddedRedis
 from glasspoint.model.lineage import SET_ASIDE
+from redis_nodes import OPTIONS, Nodes, start_node, wait
 
 __all__ = ["ChainServers", "run_chain_servers"]
 
@@ -31,17 +34,66 @@ _FULL = "CREATE TRIGGER full_disk BEFORE INSERT ON checkpoints FOR EACH ROW EXEC
 _FREE = "DROP TRIGGER IF EXISTS full_disk ON checkpoints"
 
 
+class MastersOfACluster:
+    """A Redis Cluster of three masters without replicas, of which one is stopped or killed at a time."""
+
+    def __init__(self) -> None:
+        self._servers: list[EmbeddedRedis] = []
+        self._dice = random.Random("masters")
+
+    @property
+    def url(self) -> str:
+        """The URL of the cluster."""
+        return "redis+cluster://" + ",".join(f"127.0.0.1:{each.port}" for each in self._servers)
+
+    @property
+    def running(self) -> bool:
+        """Whether all masters run."""
+        return all(each.running for each in self._servers)
+
+    def start(self, *options: str) -> None:
+        """Start the masters that do not run; the first time, make one cluster of them."""
+        options = (*OPTIONS, *options)
+        if not self._servers:
+            self._servers += [start_node(*options) for _ in range(3)]
+            nodes = Nodes(self._servers)
+            nodes.give_slots(masters=3)
+        for each in self._servers:
+            if not each.running:
+                each.start(*options)
+        nodes = Nodes(self._servers)
+        wait(lambda: all(nodes.serves_all_slots(each) for each in self._servers))
+
+    def stop(self) -> None:
+        """Stop one of the masters."""
+        self._dice.choice(self._servers).stop()
+
+    def kill(self) -> None:
+        """Kill one of the masters."""
+        self._dice.choice(self._servers).kill()
+
+    def flush(self) -> None:
+        """Remove everything."""
+        for each in self._servers:
+            each.flush()
+
+    def close(self) -> None:
+        """End all of them."""
+        for each in self._servers:
+            each.close()
+
+
 class ChainServers:
-    """A PostgreSQL and a Redis.
+    """A PostgreSQL and a Redis, of one server or a cluster.
 
     Attributes:
         away: When PostgreSQL was certainly not there: pairs of seconds.
         full: When PostgreSQL may have answered that the disk is full: pairs of seconds.
     """
 
-    def __init__(self) -> None:
-        self.postgres = EmbeddedPostgres(durable=True)
-        self.redis = EmbeddedRedis()
+    def __init__(self, *, in_cluster: bool = False) -> None:
+        self.postgres = CopiedPostgres(durable=True)
+        self.redis: EmbeddedRedis | MastersOfACluster = MastersOfACluster() if in_cluster else EmbeddedRedis()
         self.url = ""
         self.away: list[tuple[float, float]] = []
         self.full: list[tuple[float, float]] = []
@@ -128,9 +180,9 @@ class ChainServers:
 
 
 @asynccontextmanager
-async def run_chain_servers() -> AsyncIterator[ChainServers]:
+async def run_chain_servers(*, in_cluster: bool = False) -> AsyncIterator[ChainServers]:
     """Start both servers; at the end they are gone."""
-    servers = ChainServers()
+    servers = ChainServers(in_cluster=in_cluster)
     try:
         await servers.start()
         yield servers

@@ -94,7 +94,7 @@ def test_every_variable_is_a_setting_and_every_secret_has_it(file: str, kind: st
     assert secrets["chat-service"].keys() <= used
     settings = Settings(**values, **secrets["chat-service"])
     assert settings.pool_max_size == int(values["CHECKPOINT_POOL_MAX_SIZE"])
-    assert ("redis" in settings.fallbacks) == (kind != "cluster"), "a cluster is refused as this tier"
+    assert settings.fallbacks == ("redis", "memory"), kind
     mentioned = set(re.findall(r"\b(?:CHECKPOINT|GLASSPOINT)_[A-Z0-9_]+", PAGE))
     assert mentioned <= SETTINGS
 

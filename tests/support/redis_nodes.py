@@ -68,6 +68,13 @@ class Nodes:
 
     def form(self, masters: int) -> None:
         """Make one cluster of the servers: the first are masters, the others their replicas."""
+        self.give_slots(masters)
+        for number, server in enumerate(self.servers[masters:]):
+            self.ask(server, "CLUSTER", "REPLICATE", self.id_of(self.servers[number % masters]))
+        self.heal()
+
+    def give_slots(self, masters: int) -> None:
+        """Let all servers know one another, and give the first of them the slots."""
         for number, server in enumerate(self.servers):
             self.ask(server, "CLUSTER", "SET-CONFIG-EPOCH", number + 1)
             if number < masters:
@@ -76,9 +83,6 @@ class Nodes:
             if number:
                 self.ask(server, "CLUSTER", "MEET", "127.0.0.1", self.servers[0].port)
         wait(lambda: all(self.known_by(server) == len(self.servers) for server in self.servers))
-        for number, server in enumerate(self.servers[masters:]):
-            self.ask(server, "CLUSTER", "REPLICATE", self.id_of(self.servers[number % masters]))
-        self.heal()
 
     def known_by(self, server: EmbeddedRedis) -> int:
         lines = self.ask(server, "CLUSTER", "NODES").decode().splitlines()
@@ -99,8 +103,7 @@ class Nodes:
     def is_well(self) -> bool:
         masters = self.masters()
         for server in self.servers:
-            info = self.ask(server, "CLUSTER", "INFO").decode()
-            if "cluster_state:ok" not in info or f"cluster_slots_ok:{SLOTS}" not in info:
+            if not self.serves_all_slots(server):
                 return False
             with self.admin(server) as client:
                 replication = client.info("replication")
@@ -110,6 +113,11 @@ class Nodes:
             elif replication["master_link_status"] != "up":
                 return False
         return len({self.view_of(server) for server in self.servers}) == 1
+
+    def serves_all_slots(self, server: EmbeddedRedis) -> bool:
+        """Whether, as one node sees it, each slot has a master that is well."""
+        info = self.ask(server, "CLUSTER", "INFO").decode()
+        return "cluster_state:ok" in info and f"cluster_slots_ok:{SLOTS}" in info
 
     def view_of(self, server: EmbeddedRedis) -> str:
         """Who owns which slots, as one node sees it."""

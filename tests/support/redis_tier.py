@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from prometheus_client import CollectorRegistry
-from redis.asyncio import Redis
+from redis.asyncio import Redis, RedisCluster
 
 from glasspoint import RedisSaver, create_telemetry
 from glasspoint.l2.target import Target
@@ -17,7 +17,7 @@ KEY = b"sixteen bytes..!"
 
 
 @asynccontextmanager
-async def opened(redis: Redis | str, **options: Any) -> AsyncIterator[RedisSaver]:
+async def opened(redis: Redis | RedisCluster | str, **options: Any) -> AsyncIterator[RedisSaver]:
     options = SIGNED | options
     options.setdefault("telemetry", create_telemetry(registry=CollectorRegistry()))
     async with await RedisSaver.create(redis, **options) as saver:

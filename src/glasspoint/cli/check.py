@@ -20,7 +20,7 @@ mistyped key prefix makes no new cache.
 from __future__ import annotations
 
 import asyncio
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Literal, cast
@@ -303,8 +303,6 @@ class _Checks:
         policy = next(filter(None, policies), None)
         if policy is None:
             return "Redis evicts no key before it expires"
-        if any(tag is not None for _, tag in servers):  # a cluster cannot be the tier `redis`
-            return f"Redis may evict keys ({policy}). The cache loses nothing by that."
         raise _Warned(
             f"Redis may evict keys ({policy}). The cache loses nothing by that, but the tier redis of the "
             "fallback chain loses conversations: use maxmemory-policy noeviction, or leave redis out of "
@@ -435,15 +433,10 @@ class _Checks:
         telemetry = create_telemetry(registry=CollectorRegistry())
         async with (
             self._open_redis() as redis,
-            AsyncExitStack() as opened,
+            # `create` would begin the tier's lists of threads.
+            RedisSaver(redis, key_prefix=self._key_prefix, target=target, telemetry=telemetry) as tier,
         ):
-            waiting = []
-            if not isinstance(redis, RedisCluster):  # a chain has no tier redis in a cluster
-                # `create` would begin the tier's list of threads.
-                tier = await opened.enter_async_context(
-                    RedisSaver(redis, key_prefix=self._key_prefix, target=target, telemetry=telemetry)
-                )
-                waiting = [thread_id async for thread_id in tier.thread_ids()]
+            waiting = [thread_id async for thread_id in tier.thread_ids()]
         aside = []
         if not self._obstacle:
             async with (

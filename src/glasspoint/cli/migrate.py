@@ -32,6 +32,7 @@ from glasspoint.cli.parts import (
     connected,
     counts_table,
     needed,
+    opened_redis,
     plain_endings,
     print_error,
     print_json,
@@ -47,7 +48,6 @@ from glasspoint.logs import kept_warnings
 from glasspoint.migration.copying import MigrationReport, copy_threads
 from glasspoint.migration.sources import HistorySource, PostgresSource
 from glasspoint.migration.sqlite import SqliteSource
-from glasspoint.redis.detection import connect_redis
 from glasspoint.redis.location import SCHEMES
 from glasspoint.savers.cached import CachedPostgresSaver
 from glasspoint.savers.redis_saver import RedisSaver
@@ -210,7 +210,7 @@ async def _opened(source: str, schema: str, key_prefix: str) -> AsyncIterator[So
     elif scheme in SCHEMES:
         telemetry = create_telemetry(registry=CollectorRegistry())
         async with (
-            await connect_redis(source, timeout_seconds=2.0) as redis,
+            opened_redis(source, {}, timeout_seconds=2.0) as redis,
             # `create` would need the right to write.
             RedisSaver(redis, key_prefix=key_prefix, telemetry=telemetry) as saver,
         ):

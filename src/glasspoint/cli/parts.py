@@ -31,6 +31,7 @@ from glasspoint.errors import (
 )
 from glasspoint.l2.pool import connect, in_one_line, postgres_conninfo
 from glasspoint.redis.detection import connect_redis
+from glasspoint.redis.tls import named
 from glasspoint.savers.cached import CachedPostgresSaver
 
 if TYPE_CHECKING:
@@ -256,8 +257,12 @@ async def opened_redis(
         ConfigurationError: See `connect_redis`.
     """
     mode = options.get("redis_mode", "auto")
-    async with await connect_redis(redis_url, timeout_seconds=timeout_seconds, mode=mode) as redis:
+    redis = await connect_redis(redis_url, timeout_seconds=timeout_seconds, mode=mode)
+    try:
+        # Not `async with redis`: a cluster would connect, and fail with an error that is no RedisError.
         yield redis
+    finally:
+        await redis.aclose()
 
 
 async def check_cache(
@@ -281,7 +286,7 @@ async def check_cache(
             await redis.ping()
         except Exception as exc:
             raise L1UnavailableError(
-                f"Redis does not answer ({type(exc).__name__}), and must be told of what is {undone}: "
+                f"Redis does not answer ({named(exc)}), and must be told of what is {undone}: "
                 "nothing was. Check REDIS_URL, and that the server is up."
             ) from None
         with suppress(psycopg.Error, RedisError, L1Error):  # the saver meets these too, and explains them

@@ -2,6 +2,6 @@
 
 `identity` tells which entries belong to the current PostgreSQL. `sweeper` tells when Redis may be trusted.
 `audit` compares a share of the hits with PostgreSQL. `purging` deletes the entries of older epochs.
-`last_used` and `images` find cached states for a process that cannot reach PostgreSQL. `standing` and
-`attached` serve commands.
+`last_used`, `images` and `cluster_images` find cached states for a process that cannot reach PostgreSQL.
+`standing` and `attached` serve commands.
 """

@@ -30,6 +30,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from glasspoint.errors import L1Error
+from glasspoint.l1.cluster import ClusterCache
 from glasspoint.l2.identity import NoIdentityError
 from glasspoint.l2.schema import GRANTS
 from glasspoint.logs import Throttle, get_logger
@@ -137,7 +138,7 @@ class IdentityKeeper:
         self._status = status
         self._signing_key = signing_key
         self._last_used = last_used
-        self._said_last_used: tuple[Identity, float] | None = None
+        self._said_last_used: dict[bytes, tuple[Identity, float]] = {}  # key -> what it holds, since when
         self._statement_seconds = statement_seconds
         self._identity: Identity | None = None
         self._known: Identity | None = None  # the last one in use
@@ -379,18 +380,23 @@ class IdentityKeeper:
         identity, now = self._identity, monotonic()
         if self._last_used is None or identity is None:
             return
-        said, key, field = self._said_last_used, self._last_used.key, self._last_used.field
-        is_recent = said is not None and said[0] == identity and now - said[1] < _SAY_LAST_USED_SECONDS
+        field, in_cluster = self._last_used.field, isinstance(self._cache, ClusterCache)
+        keys = self._last_used.keys_in_cluster if in_cluster else (self._last_used.key,)
+        said = {
+            key: (what, since)
+            for key, (what, since) in self._said_last_used.items()
+            if what == identity and now - since < _SAY_LAST_USED_SECONDS
+        }
         try:
-            if is_recent and await self._cache.remembers(key, field):
-                return
             # Somebody may have flushed Redis, and the cache has warmed up again since.
-            record = self._last_used.pack(identity)
-            await self._cache.remember(key, field, record, seconds=_LAST_USED_TTL_SECONDS)
+            there = await self._cache.remembers(list(said), field) if said else set()
+            if due := [key for key in keys if key not in there]:
+                record = self._last_used.pack(identity)
+                stored = await self._cache.remember(due, field, record, seconds=_LAST_USED_TTL_SECONDS)
+                said |= dict.fromkeys(stored, (identity, now))
         except L1Error as exc:
             _log.debug("what is in use was not written down in Redis (%s)", type(exc).__name__)
-        else:
-            self._said_last_used = identity, now
+        self._said_last_used = said
 
     async def _detach(self, row: Attachment) -> None:
         if self._detached_at is None:

@@ -1,8 +1,10 @@
 """The identity that was last in use, stored in Redis for processes that start while PostgreSQL is away.
 
 A process in the tier `cached` leaves a record in Redis. There is one for each *target*: the PostgreSQL that a
-process is configured for. The record tells under which keys the cached states stand, and what signs them. A
-process of the same target reads the record when it opens the tier `redis`, and continues from these states.
+process is configured for. In a Redis Cluster, the record stands once for each range of slots
+(`redis.topology.RANGES`), so that it is usually on the master that has the cached state. The record tells
+under which keys the cached states stand, and what signs them. A process of the same target reads the record
+when it opens the tier `redis`, and continues from these states.
 
 The record is signed with a secret that Redis does not know. Processes share the secret through their settings
 (see `l2.target.fallback_secret`). PostgreSQL's signing key is not stored in plain form. It is combined with a
@@ -22,6 +24,7 @@ from urllib.parse import quote
 from glasspoint.model.identity import Identity
 from glasspoint.model.scope import Scope
 from glasspoint.redis.signature import Signer
+from glasspoint.redis.topology import RANGES, tag_of_range
 
 __all__ = ["LastUsed"]
 
@@ -51,8 +54,11 @@ class LastUsed:
             signing_key: Signs the entries, in place of the key that PostgreSQL keeps; `None`: PostgreSQL's
                 key does.
         """
-        self.key = f"{quote(key_prefix, safe='')}:last-used:{_FORMAT}:{target_id}".encode()
+        key = f"{quote(key_prefix, safe='')}:last-used:{_FORMAT}:{target_id}"
+        self.key = key.encode()
         """The key in Redis of a hash with one field."""
+        self.keys_in_cluster = tuple(f"{key}:{{{tag_of_range(number)}}}".encode() for number in range(RANGES))
+        """In a Redis Cluster, the key for each range of slots."""
         self.field = b"record"
         """That field."""
         self._pad_key = hmac.digest(secret, b"glasspoint.last-used.pad", "sha256")

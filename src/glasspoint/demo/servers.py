@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +12,7 @@ from pydantic import SecretStr
 from redis.asyncio import RedisCluster
 
 from glasspoint.embedded import EmbeddedPostgres, EmbeddedRedis
-from glasspoint.errors import ConfigurationError
+from glasspoint.l1.cluster import masters_of
 from glasspoint.l1.epoch import keys_of
 from glasspoint.model.scope import Scope
 from glasspoint.redis.detection import connect_redis
@@ -86,28 +86,34 @@ class Servers:
         )
 
     async def redis_state(self) -> tuple[str, int]:
-        """Return the `run_id` of the Redis process that answers now, and its number of keys."""
-        async with await self._connect_redis() as redis:
+        """Return the `run_id` of the Redis process that answers now, and its number of keys.
+
+        Not for a Redis Cluster: the demo starts none.
+        """
+        async with self._each_redis() as [redis]:
             server = await redis.info("server")
             return str(server["run_id"]), int(await redis.dbsize())
 
     async def forget_cached(self, scopes: Iterable[Scope]) -> None:
         """Remove the entries of these scopes from Redis, and nothing else."""
-        async with await self._connect_redis() as redis:
-            for scope in scopes:
-                async for key in redis.scan_iter(match=keys_of(scope, key_prefix=_KEY_PREFIX), count=1000):
-                    await redis.unlink(key)
+        patterns = [keys_of(scope, key_prefix=_KEY_PREFIX) for scope in scopes]
+        async with self._each_redis() as servers:
+            for redis in servers:
+                for pattern in patterns:
+                    async for key in redis.scan_iter(match=pattern, count=1000):
+                        await redis.unlink(key)
 
-    async def _connect_redis(self) -> Redis:
-        redis = await connect_redis(
+    @asynccontextmanager
+    async def _each_redis(self) -> AsyncIterator[list[Redis]]:
+        """Connect to Redis; to a cluster: to each of its masters."""
+        async with await connect_redis(
             self.redis_url, timeout_seconds=_REDIS_TIMEOUT_SECONDS, mode=self.redis_mode
-        )
-        if isinstance(redis, RedisCluster):
-            raise ConfigurationError(
-                "REDIS_URL leads to a Redis Cluster. The demo shows a Redis of one server, and its tier redis"
-                " needs one: leave REDIS_URL out, and the demo starts its own."
-            )
-        return redis
+        ) as redis:
+            if not isinstance(redis, RedisCluster):
+                yield [redis]
+                return
+            async with masters_of(redis) as (topology, masters):
+                yield [topology.client(master.address) for master in masters]
 
 
 def own_servers(settings: Settings) -> set[str]:

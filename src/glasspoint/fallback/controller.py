@@ -108,6 +108,7 @@ class Spec:
     Attributes:
         name: `cached`, `redis` or `memory`.
         open: Opens the tier's saver, or raises one of `lost`.
+        open_to_look: Opens the tier's saver for a process that works above; `None`: `open` does.
         lost: The errors that mean that the tier's server is not available now.
         reason: The same as one word, for metrics.
         means: What users have to expect in this tier, as sentences for the log.
@@ -122,6 +123,7 @@ class Spec:
     means: str
     is_shared: bool = False
     is_empty: Callable[[], bool] | None = None
+    open_to_look: Callable[[], Awaitable[TierSaver]] | None = None
 
 
 class Chain:
@@ -150,7 +152,7 @@ class Chain:
             spec.name: Drainer(spec.name, _Report(spec.name, telemetry, self.branches)) for spec in specs[1:]
         }
         self._lookouts = {
-            spec.name: Lookout(cast("Any", spec.open), is_empty=spec.is_empty)
+            spec.name: Lookout(cast("Any", spec.open_to_look or spec.open), is_empty=spec.is_empty)
             for spec in specs[1:]
             if spec.is_shared
         }
@@ -334,7 +336,7 @@ class Chain:
             if lookout is None:
                 continue
             for each in (thread_id, *self.branches.ids_of(thread_id)):
-                if not lookout.is_clear:
+                if not lookout.is_clear(each):
                     await self._bring_up_from(below.name, lookout, saver, each)
 
     async def _bring_up_from(self, tier: str, lookout: Lookout, saver: TierSaver, thread_id: str) -> None:
@@ -421,7 +423,7 @@ class Chain:
             lookout = self._lookouts.get(below.name)
             if lookout is None or below.name in self._undrained:
                 continue
-            holding = await lookout.look("")
+            holding = await lookout.look(None)
             if holding.any and holding.unused_seconds > _LEFT_SECONDS:
                 self._note_undrained(self._undrained | {below.name})
             if lookout.misconfigured is not None:

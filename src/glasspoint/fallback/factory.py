@@ -10,8 +10,10 @@ from weakref import WeakSet
 
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 from pydantic import InstanceOf
+from redis.asyncio import RedisCluster
 
-from glasspoint.coherence.images import Images
+from glasspoint.coherence.cluster_images import InCluster
+from glasspoint.coherence.images import Images, OneRedis
 from glasspoint.coherence.last_used import LastUsed
 from glasspoint.errors import (
     ConfigurationError,
@@ -39,7 +41,7 @@ from glasspoint.telemetry.events import Telemetry
 if TYPE_CHECKING:
     from langgraph.checkpoint.serde.base import SerializerProtocol
     from pydantic import SecretStr
-    from redis.asyncio import Redis, RedisCluster
+    from redis.asyncio import Redis
 
     from glasspoint.model.password import Password
 
@@ -240,6 +242,7 @@ class _Tiers:
                 "redis_unavailable",
                 _MEANS_REDIS,
                 is_shared=True,
+                open_to_look=self._look_into_redis,
             ),
             "memory": Spec(
                 "memory",
@@ -262,17 +265,17 @@ class _Tiers:
             "serde": self._serde,
             "telemetry": self._telemetry,
         }
-        saver = await CachedPostgresSaver.create(self._postgres_url, self._redis_url, **options)
-        if saver.status.shards is not None and "redis" in self._settings.fallbacks:
-            await saver.close()
-            raise ConfigurationError(
-                "REDIS_URL leads to a Redis Cluster, which can be the cache, but not the tier redis of a "
-                "fallback chain: its list of threads and their keys are in different slots. Leave redis out "
-                "of CHECKPOINT_FALLBACKS (memory is possible), or use a Redis of one server."
-            )
-        return saver
+        return await CachedPostgresSaver.create(self._postgres_url, self._redis_url, **options)
 
     async def _open_redis(self) -> RedisSaver:
+        return await self._open_saver_in_redis(in_part=False)
+
+    async def _look_into_redis(self) -> RedisSaver:
+        """Open the tier redis to look into it, also if some masters of a cluster are away."""
+        return await self._open_saver_in_redis(in_part=True)
+
+    async def _open_saver_in_redis(self, *, in_part: bool) -> RedisSaver:
+        create = RedisSaver.create_in_part if in_part else RedisSaver.create
         settings = self._settings
         if await self._secret() is None and self._target not in _unsigned:
             _unsigned.add(self._target)
@@ -284,7 +287,7 @@ class _Tiers:
                 self._target.name,
             )
         try:
-            saver = await RedisSaver.create(
+            saver = await create(
                 self._redis_url,
                 ttl=settings.redis_ttl,
                 key_prefix=settings.key_prefix,
@@ -303,7 +306,7 @@ class _Tiers:
         try:
             saver.begin_from(await self._cached_states(saver), unknown=settings.fallback_unknown)
             if self._last_redis is not None:
-                await saver.expect_list(self._last_redis.list_made)
+                await saver.expect_lists(self._last_redis.lists_made)
                 await saver.expect_acknowledged(self._last_redis)
         except BaseException:
             await saver.close()
@@ -321,12 +324,16 @@ class _Tiers:
         record = await self._last_used()
         if record is None:
             return None
+        redis: Any = saver.client
+        place: Any = InCluster if isinstance(redis, RedisCluster) else OneRedis
         return Images(
-            saver.status.redis,
-            record,
+            place(
+                redis,
+                record,
+                key_prefix=self._settings.key_prefix,
+                timeout_seconds=self._settings.redis_timeout,
+            ),
             self._telemetry,
-            key_prefix=self._settings.key_prefix,
-            timeout_seconds=self._settings.redis_timeout,
         )
 
     async def _last_used(self) -> LastUsed | None:

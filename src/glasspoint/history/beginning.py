@@ -66,6 +66,9 @@ class CachedStates(Protocol):
     async def forget(self, scope: Scope) -> None:
         """Delete the cached state of a scope."""
 
+    async def close(self) -> None:
+        """Close the connections that were opened for this."""
+
 
 class Beginning:
     """Decides how each thread begins that has nothing here yet."""

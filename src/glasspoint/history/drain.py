@@ -264,7 +264,7 @@ class DrainableSaver(OpenedSaver):
             try:
                 found = await self._history.read(scope, None)
             except ThreadDamagedError:
-                if not self._history.list_is_lost:
+                if not self._history.may_be_lost(scope.thread_id):
                     raise
                 found = (
                     None  # the thread is lost; if only a part is lost, nothing can be stored beside the rest

@@ -134,8 +134,6 @@ class MemoryHistory:
         self._lock = threading.RLock()
         self._stored_at = monotonic()
         self._threads: dict[str, _Thread] = {}
-        self.list_is_lost = False
-        """Always `False`: the history is lost with the process only."""
         self._moved: dict[str, tuple[float, str | None]] = {}  # id -> when this entry expires, and the new id
         self._copies: WeakValueDictionary[str, MemoryHistory] = WeakValueDictionary()
 
@@ -334,10 +332,14 @@ class MemoryHistory:
         with self._lock:
             return not any(thread.namespaces for thread in self._threads.values())
 
+    def may_be_lost(self, thread_id: str) -> bool:
+        """Return `False`: the history is lost with the process only."""
+        return False
+
     @_as_a_whole
-    async def holds(self, thread_id: str) -> Holding:
+    async def holds(self, thread_id: str | None) -> Holding:
         """Return which threads stand here, for a chain that works in the tier above."""
-        thread = self._threads.get(thread_id)
+        thread = None if thread_id is None else self._threads.get(thread_id)
         here = thread is not None and bool(thread.namespaces)
         return Holding(not self.is_empty, here, monotonic() - self._stored_at)
 

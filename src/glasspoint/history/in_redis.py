@@ -12,7 +12,7 @@ import copy
 import json
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from glasspoint.errors import DeltaChainError, ThreadDamagedError, ThreadInUseError, ThreadTamperedError
 from glasspoint.history import records
@@ -26,12 +26,13 @@ from glasspoint.model.scope import Scope
 from glasspoint.telemetry.events import Invalidated
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Iterator, Sequence
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping, Sequence
 
     from glasspoint.history.interface import Adopted, Ancestor, Outline, Removal
     from glasspoint.history.keys import Keyspace
     from glasspoint.history.steps import Steps
     from glasspoint.model.codec import EncodedPut, EncodedWrite
+    from glasspoint.model.generics import ResultT
     from glasspoint.redis.signature import Signer
     from glasspoint.telemetry.events import Telemetry
 
@@ -51,9 +52,16 @@ _COUNTED_AT_ONCE = 1000
 # Stands for any id of a newest checkpoint, in `import.lua`: no text holds a NUL.
 _ANY = "\0"
 
+# How many lists of threads are asked at once.
+_LISTS_AT_ONCE = 8
+
 _LIST_LOST = (
     "Redis has lost the list of the threads that it must hold: it was evicted, flushed, or not there after a "
     "restart."
+)
+_LISTS_LOST = (
+    "Redis has lost {lost} of the {all} lists of the threads that it must hold: they were evicted, flushed, "
+    "or not there after a restart of their master."
 )
 _DO = "Give Redis the maxmemory-policy noeviction and appendonly yes, and start this process again."
 
@@ -88,17 +96,56 @@ class RedisHistory:
         self._ttl: int | str = 0 if ttl_seconds is None else max(1, int(ttl_seconds * 1000))
         self._signer = signer
         self._tampered_lines = Throttle()
-        self.registry_made = b""
-        """When the list of threads was made; `b""` if that is not known."""
-        self.list_is_lost = False
-        """Whether Redis has another list now, or none."""
+        self._made: dict[str, bytes] = {}  # list of threads -> when it was made, if that is known
+        self._stored_in: set[str] = set()  # the lists that name threads which were stored here
+        self._lost: set[str] = set()  # the lists in whose place Redis has another one now, or none
         self.acknowledged = Acknowledged()
         """What was stored lately."""
 
     async def meet(self) -> None:
-        """Remember which list of threads Redis has, in order to notice when it has another one."""
-        if self._keyspace.registry and not self.registry_made:
-            self.registry_made = (await self._steps.run("threads", None, [self._keyspace.registry]))[0]
+        """Remember which lists of threads Redis has, in order to notice when it has others."""
+        await self._of_each_list(self._meet)
+
+    async def _meet(self, registry: str) -> None:
+        if registry and not self._made.get(registry):
+            self._made[registry] = (await self._steps.run("threads", None, [registry]))[0]
+
+    @property
+    def lists_made(self) -> dict[str, bytes]:
+        """The lists of threads in which this history has stored something -> when they were made."""
+        return {registry: self._made.get(registry, b"") for registry in self._stored_in}
+
+    def expect_lists(self, made: Mapping[str, bytes]) -> None:
+        """Expect the lists that another history of this process has seen: see `look_at_lists`."""
+        self._made |= {registry: when for registry, when in made.items() if when}
+
+    @property
+    def has_lost_lists(self) -> bool:
+        """Whether Redis has another list of threads now than before, or none."""
+        return bool(self._lost)
+
+    def may_be_lost(self, thread_id: str) -> bool:
+        """Tell whether the list that must name a thread is lost, so that the thread may be lost, too."""
+        return bool(self._lost) and self._keyspace.registry_of(thread_id) in self._lost
+
+    @property
+    def lists(self) -> Sequence[str]:
+        """The names of the lists of threads."""
+        return self._keyspace.registries
+
+    def list_of(self, thread_id: str) -> str:
+        """Return the name of the list that names a thread."""
+        return self._keyspace.registry_of(thread_id)
+
+    async def ping(self) -> None:
+        """Check that Redis responds; in a cluster, that each list of threads has a master that responds.
+
+        Raises:
+            RedisUnavailableError, RedisRefusedError: See these classes.
+        """
+        await self._steps.ping()
+        if len(self._keyspace.registries) > 1:
+            await self._steps.members_in(self._keyspace.registries)
 
     # ---------------------------------------------------------------- writing
 
@@ -191,7 +238,7 @@ class RedisHistory:
 
     async def adopt(self, thread_id: str, token: str, checkpoints: int, writes: int) -> Adopted:
         """Make the copy that was built under a token the thread, if it is complete."""
-        own, registry = self._keyspace.parts_of_thread(thread_id), self._keyspace.registry
+        own, registry = self._keyspace.parts_of_thread(thread_id), self._keyspace.registry_of(thread_id)
         beside = replace(self._keyspace, copy=token).parts_of_thread(thread_id)
         keys = [*own, *beside[:6], *([registry] if registry else [])]
         scope = Scope(thread_id, "")
@@ -335,19 +382,29 @@ class RedisHistory:
                 if thread_id is not None and thread_id not in seen:
                     seen.add(thread_id)
                     yield thread_id
-        if not self._keyspace.registry:
-            return
-        async for members in self._steps.alive_members(self._keyspace.registry):
-            for member in members:
-                thread_id = self._keyspace.thread_of_member(member)
-                if thread_id is not None and thread_id not in seen:
-                    seen.add(thread_id)
-                    yield thread_id
+        for registry in self._keyspace.registries:
+            async for members in self._steps.alive_members(registry):
+                for member in members:
+                    thread_id = self._keyspace.thread_of_member(member)
+                    if thread_id is not None and thread_id not in seen:
+                        seen.add(thread_id)
+                        yield thread_id
 
-    async def holds(self, thread_id: str) -> Holding:
-        """Return which threads stand here, for a process that works in the tier above."""
-        keys = self._keyspace.of_thread(thread_id)
-        named, here, unused = await self._steps.run("holds", Scope(thread_id, ""), keys)
+    async def holds(self, thread_id: str | None) -> Holding:
+        """Return what the list of a thread names, for a process that works in the tier above.
+
+        Args:
+            thread_id: The thread to look for. `None`: any; all lists are looked at.
+        """
+        if thread_id is not None:
+            return await self._holds(Scope(thread_id, ""), self._keyspace.of_thread(thread_id))
+        nobody = self._keyspace.keys_of_nobody()
+        found = await self._of_each_list(lambda registry: self._holds(None, nobody[registry]))
+        naming = [each for each in found if each.any]
+        return Holding(bool(naming), False, min((each.unused_seconds for each in naming or found), default=0))
+
+    async def _holds(self, scope: Scope | None, keys: Sequence[str]) -> Holding:
+        named, here, unused = await self._steps.run("holds", scope, keys)
         return Holding(named > 0, bool(here), unused / 1000)
 
     # ---------------------------------------------------------------- draining
@@ -411,7 +468,7 @@ class RedisHistory:
             self._tampered(thread_id, exc)
             raise
         except (ValueError, LookupError):
-            if self._signer is None and not self._keyspace.registry:
+            if self._signer is None and not self._keyspace.target:
                 raise  # a saver without a key and without a target expects no signatures
             self._tampered(thread_id, error := tampered("a part"))
             raise error from None
@@ -434,36 +491,61 @@ class RedisHistory:
         Raises:
             ThreadDamagedError: Redis has another list of threads than before, so it may have lost the thread.
         """
-        if not self._keyspace.registry or self._keyspace.copy:
+        if not self._keyspace.target or self._keyspace.copy:
             return
         keys = self._keyspace.of_thread(thread_id)
         made, there = await self._steps.run("threads", Scope(thread_id, ""), keys)
-        self._compare(made)
-        if self.list_is_lost and not there:
+        self._compare({keys[-1]: made})
+        if keys[-1] in self._lost and not there:
             raise ThreadDamagedError(f"{_LIST_LOST} This thread is not there, and may be lost as well. {_DO}")
 
     async def _heard(self, listed_ms: int, scope: Scope) -> None:
         """Wait until every process that works above knows of threads here: see `HEARD_SECONDS`."""
+        if listed_ms >= 0:
+            self._stored_in.add(self._keyspace.registry_of(scope.thread_id))
         if 0 <= listed_ms < HEARD_SECONDS * 1000:
             with self._telemetry.step("announce_tier", scope) as step:
                 await asyncio.sleep(HEARD_SECONDS - listed_ms / 1000)
                 step.result = "heard"
 
-    async def look_at_list(self) -> None:
-        """Check whether Redis still has the same list of threads."""
-        if self._keyspace.registry:
-            self._compare((await self._steps.run("threads", None, [self._keyspace.registry]))[0])
+    async def look_at_lists(self) -> None:
+        """Check whether Redis still has the same lists of threads."""
+        self._compare(dict(await self._of_each_list(self._look)))
 
-    def _compare(self, made: bytes) -> None:
-        if not self.registry_made or made == self.registry_made or self.list_is_lost:
+    async def _look(self, registry: str) -> tuple[str, bytes]:
+        return registry, (await self._steps.run("threads", None, [registry]))[0]
+
+    def _compare(self, made: Mapping[str, bytes]) -> None:
+        lost = {each for each, when in made.items() if self._made.get(each) not in (None, b"", when)}
+        if lost <= self._lost:
             return
-        self.list_is_lost = True
+        self._lost |= lost
+        registries = len(self._keyspace.registries)
+        what = _LIST_LOST if registries == 1 else _LISTS_LOST.format(lost=len(self._lost), all=registries)
+        whose = "Threads" if registries == 1 else "Threads of these lists"
         _log.error(
-            "%s Threads that are not in Redis are refused by this process, new ones too. %s", _LIST_LOST, _DO
+            "%s %s that are not in Redis are refused by this process, new ones too. %s", what, whose, _DO
         )
 
+    async def _of_each_list(self, ask: Callable[[str], Awaitable[ResultT]]) -> list[ResultT]:
+        """Ask about each list of threads, some at once. If one fails, the others are asked all the same."""
+        slots = asyncio.Semaphore(_LISTS_AT_ONCE)
+
+        async def in_slot(registry: str) -> ResultT:
+            async with slots:
+                return await ask(registry)
+
+        registries = self._keyspace.registries
+        if len(registries) == 1:
+            return [await ask(registries[0])]
+        results = await asyncio.gather(*map(in_slot, registries), return_exceptions=True)
+        for result in results:
+            if isinstance(result, BaseException):
+                raise result
+        return cast("list[ResultT]", results)
+
     async def _run(self, step: str, scope: Scope, *args: bytes | str | int) -> list[Any]:
-        await self.meet()
+        await self._meet(self._keyspace.registry_of(scope.thread_id))
         keys = self._keyspace.of_thread(scope.thread_id)
         return await self._steps.run(step, scope, keys, self._ttl, *args)
 

@@ -139,8 +139,8 @@ class History(Protocol):
     A method on one thread raises `ThreadMovedError` while the thread is sealed, and after it was retired.
     """
 
-    list_is_lost: bool
-    """Whether threads may be lost: they were here, and were not moved, but may be gone."""
+    def may_be_lost(self, thread_id: str) -> bool:
+        """Tell whether a thread may be lost: it may have been here, and was not moved, but is gone."""
 
     async def put(self, scope: Scope, put: EncodedPut) -> None:
         """Store a checkpoint and its new values. A value that exists at the same version stays."""

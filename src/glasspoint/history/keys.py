@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from urllib.parse import unquote
 
 from glasspoint.model.scope import key_part
+from glasspoint.redis.topology import RANGES, range_of, tag_of_range
 
 __all__ = ["Keyspace"]
 
@@ -23,12 +24,23 @@ class Keyspace:
     `<prefix>:fallback:…:<target>:…`, where no other saver looks.
 
     Thread ids are percent-encoded, so that two threads never share a key, whatever characters their ids hold.
-    The braces make the thread id the cluster hash tag, so that all keys of a thread are on one node.
+    All keys of a thread have one hash tag, which stands in braces, so that all of them are on one node of a
+    Redis Cluster.
+
+        {<thread>}:ids            a thread, which is its own hash tag
+        threads                   the list of a target's threads; its name has no hash tag
+        {<tag>}:<thread>:ids      a thread of a target, in a cluster
+        {<tag>}:threads           one of its `RANGES` lists, with the same tag as its threads
+
+    In a cluster, the slot of the thread id decides which list names a thread. The tag of the list has a slot
+    in the same range. So the thread, its list and its entry in the cache are usually on one master, and a
+    master that is lost costs the same threads everywhere.
 
     Attributes:
         prefix: The beginning of every key.
         copy: The token of a copy that is built beside a thread, on its node; `""`: the thread itself.
         target: The id of the target that the threads belong to; `""`: none.
+        in_cluster: Whether Redis is a Redis Cluster.
 
     Example:
         >>> Keyspace("app").of_thread("a}:x")[0]
@@ -38,41 +50,70 @@ class Keyspace:
     prefix: str
     copy: str = ""
     target: str = ""
+    in_cluster: bool = False
 
     def of_thread(self, thread_id: str) -> list[str]:
-        """Return the thread's keys in the order of `scripts/prelude.lua`; with a target, the registry last.
+        """Return the thread's keys in the order of `scripts/prelude.lua`; with a target, its list last.
 
-        A copy is not in the registry before it is adopted.
+        A copy is not in the list before it is adopted.
         """
-        registry = [self.registry] if self.registry and not self.copy else []
+        registry = [self.registry_of(thread_id)] if self.target and not self.copy else []
         return [*self.parts_of_thread(thread_id), *registry]
 
     def parts_of_thread(self, thread_id: str) -> list[str]:
         """Return the keys that belong to the thread alone."""
         beside = f"copy:{self.copy}:" if self.copy else ""
-        return [f"{self._begin}{{{key_part(thread_id)}}}:{beside}{part}" for part in _PARTS]
+        thread = key_part(thread_id)
+        tagged = f"{_tag(thread)}:{thread}" if self._has_ranges else f"{{{thread}}}"
+        begin = f"{self._begin}{tagged}:{beside}"
+        return [begin + part for part in _PARTS]
 
     @property
-    def registry(self) -> str:
-        """The key of the list of a target's threads; `""` without a target."""
+    def registries(self) -> list[str]:
+        """The keys of the lists of a target's threads: one, in a cluster one for each range of slots."""
+        if not self.target:
+            return []
+        if not self._has_ranges:
+            return [self.registry_of("")]
+        return [f"{self._begin}{{{tag_of_range(number)}}}:threads" for number in range(RANGES)]
+
+    def registry_of(self, thread_id: str) -> str:
+        """Return the key of the list that names a thread; `""` without a target."""
+        if self._has_ranges:
+            return f"{self._begin}{_tag(key_part(thread_id))}:threads"
         return f"{self._begin}threads" if self.target else ""
+
+    def keys_of_nobody(self) -> dict[str, list[str]]:
+        """Return for each list the keys of a thread id that it may name: for a script about the list."""
+        threads = map(tag_of_range, range(RANGES)) if self._has_ranges else [""]
+        return {self.registry_of(each): self.of_thread(each) for each in threads}
 
     @property
     def pattern(self) -> str:
         """A pattern for SCAN that matches one key of each thread with data, and nothing else."""
-        return f"{self._begin}{{*}}:meta"
+        return f"{self._begin}{{*}}:*:meta" if self._has_ranges else f"{self._begin}{{*}}:meta"
 
     def thread_of(self, key: bytes) -> str | None:
         """Return the thread of a key that was found with `pattern`, `None` if it is no such key."""
-        tag = key.decode(errors="replace").removeprefix(f"{self._begin}{{").removesuffix("}:meta")
-        return unquote(tag) if self.parts_of_thread(unquote(tag))[5].encode() == key else None
+        name = key.decode(errors="replace").removeprefix(f"{self._begin}{{").removesuffix(":meta")
+        tag, _, thread = name.partition("}:")
+        thread_id = unquote(thread if self._has_ranges else tag.removesuffix("}"))
+        return thread_id if self.parts_of_thread(thread_id)[5].encode() == key else None
 
     def thread_of_member(self, member: bytes) -> str | None:
-        """Return the thread that a member of the registry names, `None` if it names none."""
+        """Return the thread that a member of a list names, `None` if it names none."""
         thread_id = unquote(member.decode(errors="replace"))
         return thread_id if thread_id and key_part(thread_id).encode() == member else None
+
+    @property
+    def _has_ranges(self) -> bool:
+        return self.in_cluster and bool(self.target)
 
     @property
     def _begin(self) -> str:
         place = f"fallback:{_FORMAT}:{self.target}" if self.target else f"history:{_FORMAT}"
         return f"{key_part(self.prefix)}:{place}:"
+
+
+def _tag(thread: str) -> str:
+    return f"{{{tag_of_range(range_of(thread))}}}"

@@ -11,7 +11,7 @@ from typing import Any
 from glasspoint.errors import RedisRefusedError
 from glasspoint.redis.permissions import KEY, Needs
 
-__all__ = ["COMMANDS", "NEEDS", "OPTIONAL"]
+__all__ = ["CLUSTER_COMMANDS", "COMMANDS", "NEEDS", "NEEDS_IN_CLUSTER", "OPTIONAL"]
 
 COMMANDS: dict[str, tuple[Any, ...]] = {
     "ping": (),
@@ -50,6 +50,9 @@ COMMANDS: dict[str, tuple[Any, ...]] = {
 """Each command that is needed, as ACL rules name it -> harmless arguments. HDEL and ZREM undo the commands
 before them, so that the next commands find no key of another type. The last commands remove the key."""
 
+CLUSTER_COMMANDS: dict[str, tuple[Any, ...]] = {"cluster|nodes": (), "cluster|slots": (), "asking": ()}
+"""What is needed in addition on a node of a Redis Cluster."""
+
 OPTIONAL = ("info",)
 """Without INFO, the version of Redis is unknown, and no warning is logged if Redis may evict."""
 
@@ -59,3 +62,4 @@ def _refused(message: str) -> RedisRefusedError:
 
 
 NEEDS = Needs("a RedisSaver", COMMANDS, OPTIONAL, _refused)
+NEEDS_IN_CLUSTER = Needs("a RedisSaver", {**COMMANDS, **CLUSTER_COMMANDS}, OPTIONAL, _refused)

@@ -339,11 +339,14 @@ class HistorySaver(DrainableSaver):
         """Work as a lower tier of a fallback chain, in which threads go on from their cached states.
 
         Args:
-            states: Finds the cached state of a thread. `None`: the cache cannot be used.
+            states: Finds the cached state of a thread; closed with this saver. `None`: the cache cannot be
+                used.
             unknown: What happens to a thread without a cached state. `"begin"`: it begins anew. `"refuse"`:
                 reading it raises `ThreadUnknownError`.
         """
         self._beginning = Beginning(self._history, states, unknown=unknown)
+        if states is not None:
+            self._lifetime.ends.append(states.close)
 
     @property
     def threads_written(self) -> frozenset[str]:

@@ -20,7 +20,6 @@ from redis.exceptions import (
     AuthenticationError,
     AuthorizationError,
     ClusterDownError,
-    ClusterError,
     ConnectionError,
     NoPermissionError,
     NoScriptError,
@@ -38,13 +37,20 @@ from glasspoint.errors import (
     ThreadDamagedError,
     ThreadMovedError,
 )
-from glasspoint.history.permissions import NEEDS
+from glasspoint.history.permissions import NEEDS, NEEDS_IN_CLUSTER
 from glasspoint.redis.client import look_after_refusal, look_again, master_of
-from glasspoint.redis.faults import is_a_refused_command, is_a_refused_database, is_a_refused_key
+from glasspoint.redis.faults import (
+    is_a_refused_command,
+    is_a_refused_database,
+    is_a_refused_key,
+    redirection_of,
+)
 from glasspoint.redis.limiter import Limiter, connections_of, when_connected
+from glasspoint.redis.masters import Masters, OneServer
 from glasspoint.redis.permissions import ask_for_rights
 from glasspoint.redis.sentinels import SentinelsRefuseError, UnknownServiceError
 from glasspoint.redis.timeouts import answered_within
+from glasspoint.redis.tls import named
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -53,6 +59,7 @@ if TYPE_CHECKING:
 
     from glasspoint.model.generics import ResultT
     from glasspoint.model.scope import Scope
+    from glasspoint.redis.topology import Topology
     from glasspoint.telemetry.events import Telemetry
 
 __all__ = ["AGAIN", "EXISTS", "Steps"]
@@ -121,6 +128,11 @@ class Steps:
             timeout_seconds: How long one step may take from the moment it has a slot: see `Turns`.
         """
         self._redis: Any = redis
+        self._servers: OneServer | Masters = (
+            Masters(redis, timeout_seconds=timeout_seconds)
+            if isinstance(redis, RedisCluster)
+            else OneServer(redis)
+        )
         self._telemetry = telemetry
         self._timeout = timeout_seconds
         self._limiter = Limiter(connections_of(redis, most=_CONNECTIONS), timeout_seconds=timeout_seconds)
@@ -177,7 +189,7 @@ class Steps:
         return [status] if status in (AGAIN, EXISTS) else result
 
     async def ping(self) -> None:
-        """Check that Redis responds.
+        """Check that Redis responds, in a cluster that each master does.
 
         Raises:
             RedisUnavailableError: It does not respond.
@@ -185,105 +197,106 @@ class Steps:
         """
         try:
             with answered_within(self._timeout):
-                await when_connected(self._redis.ping)
+                await when_connected(self._servers.ping)
         except _FAILURES as exc:
             raise self._failure(exc) from exc
 
+    async def find_servers(self) -> None:
+        """Find the masters of a cluster; do nothing if Redis is one server.
+
+        Raises:
+            RedisUnavailableError: No node of the cluster responds.
+            RedisRefusedError: The nodes refuse this user.
+        """
+        await self._in_slot(self._servers.all)
+
+    @property
+    def client(self) -> Redis | Topology:
+        """What has the connections: the client, or the clients of the masters of a cluster."""
+        return self._servers.topology if isinstance(self._servers, Masters) else self._redis
+
+    async def close(self) -> None:
+        """Close the connections that were opened here: those to the masters of a cluster."""
+        await self._servers.close()
+
     async def check_permissions(self, key_prefix: str) -> None:
-        """Check that the client's user has the rights that the steps need. A cluster is not asked.
+        """Check that the client's user has the rights that the steps need, in a cluster on each master.
 
         Raises:
             RedisRefusedError: It has not. The message names the commands and the rule to add.
             RedisUnavailableError: Redis does not respond.
         """
-        if not isinstance(self._redis, RedisCluster):
-            await self._in_slot(ask_for_rights, self._redis, key_prefix, NEEDS)
+        for redis, tag in await self._in_slot(self._servers.tagged):
+            needs = NEEDS if tag is None else NEEDS_IN_CLUSTER
+            await self._in_slot(partial(ask_for_rights, tag=tag), redis, key_prefix, needs)
 
     async def server_version(self) -> str:
         """Return the version of Redis (in a cluster, of one node), `""` if Redis does not tell it."""
-        try:
-            info = await self._in_slot(self._redis.info, "server")
-        except GlasspointError:
-            return ""
-        if "redis_version" not in info:  # a cluster: node -> its information
-            info = next((each for each in info.values() if isinstance(each, dict)), {})
-        return str(info.get("redis_version", ""))
+        for info in await self._infos("server"):
+            return str(info.get("redis_version", ""))
+        return ""
 
     async def memory(self) -> list[dict[str, Any]]:
-        """Return INFO memory of Redis, in a cluster of each primary; nothing if Redis does not tell it."""
-        nodes = {"target_nodes": RedisCluster.PRIMARIES} if isinstance(self._redis, RedisCluster) else {}
+        """Return INFO memory of Redis, in a cluster of each master; nothing if Redis does not tell it."""
+        return await self._infos("memory")
+
+    async def _infos(self, section: str) -> list[dict[str, Any]]:
         try:
-            info = await self._in_slot(partial(self._redis.info, "memory", **nodes))
+            servers = await self._in_slot(self._servers.all)
+            return [await self._in_slot(redis.info, section) for redis in servers]
         except GlasspointError:
             return []
-        return [info] if "maxmemory" in info else [each for each in info.values() if isinstance(each, dict)]
 
     async def alive_members(self, key: str) -> AsyncIterator[list[bytes]]:
         """Yield the members of a sorted set whose score is a future time, in ms. Some may come twice."""
         cursor = None
         while cursor != 0:
             with self._telemetry.step("redis.scan", None):
-                seconds, microseconds = await self._in_slot(self._redis.time)
-                cursor, members = await self._in_slot(self._zscan_page, key, cursor or 0)
-            now = seconds * 1000 + microseconds // 1000
+                now, (cursor, members) = await self._in_slot(self._zscan_page, key, cursor or 0)
             yield [member for member, score in members if score > now]
 
-    async def _zscan_page(self, key: str, cursor: int) -> tuple[int, list[tuple[bytes, float]]]:
-        next_cursor, members = await self._redis.zscan(key, cursor, count=_SCAN_COUNT)
-        return int(next_cursor), members
+    async def _zscan_page(self, key: str, cursor: int) -> tuple[int, tuple[int, list[tuple[bytes, float]]]]:
+        redis = await self._servers.server_of(key)
+        seconds, microseconds = await redis.time()
+        page = await self._servers.run(key, "ZSCAN", key, cursor, "COUNT", _SCAN_COUNT)
+        return seconds * 1000 + microseconds // 1000, page
 
     async def members_in(self, keys: Sequence[str]) -> int:
         """Return how many members some sorted sets have together; what is no sorted set has none."""
-        return await self._in_slot(self._cards, keys) if keys else 0
-
-    async def _cards(self, keys: Sequence[str]) -> int:
-        async with self._redis.pipeline(transaction=False) as pipe:
-            for key in keys:
-                pipe.zcard(key)
-            found = await pipe.execute(raise_on_error=False)
+        if not keys:
+            return 0
+        found = await self._in_slot(self._servers.run_together, [("ZCARD", key) for key in keys])
         return sum(each for each in found if isinstance(each, int))
 
     async def scan(self, pattern: str) -> AsyncIterator[list[bytes]]:
-        """Yield the keys that match a pattern, of every primary. Some may come twice."""
-        nodes: list[Any] = [None]
-        if isinstance(self._redis, RedisCluster):
-            await self._in_slot(self._redis.initialize)
-            nodes = self._redis.get_primaries()
-        for node in nodes:
-            cursor = None
+        """Yield the keys that match a pattern, of every master. Some may come twice."""
+        for redis in await self._in_slot(self._servers.all):
+            cursor, keys = None, list[Any]()
             while cursor != 0:
                 with self._telemetry.step("redis.scan", None):
-                    cursor, keys = await self._in_slot(self._scan_page, node, cursor or 0, pattern)
+                    ask: Any = partial(redis.scan, match=pattern, count=_SCAN_COUNT)
+                    cursor, keys = await self._in_slot(ask, cursor or 0)
                 yield keys
-
-    async def _scan_page(self, node: Any, cursor: int, pattern: str) -> tuple[int, list[bytes]]:
-        if node is None:
-            next_cursor, keys = await self._redis.scan(cursor, match=pattern, count=_SCAN_COUNT)
-        else:
-            cursors, keys = await self._redis.scan(
-                cursor, match=pattern, count=_SCAN_COUNT, target_nodes=[node]
-            )
-            (next_cursor,) = cursors.values()
-        return int(next_cursor), keys
 
     async def _evalsha(self, step: str, keys: Sequence[str], args: Sequence[bytes | str | int]) -> list[Any]:
         text, sha = _script(step)
         if step in self._sent:
             # After a restart of Redis, and on another node of a cluster, the script is not there.
             with suppress(NoScriptError):
-                return list(await self._redis.evalsha(sha, len(keys), *keys, *args))
+                return list(await self._servers.run(keys[0], "EVALSHA", sha, len(keys), *keys, *args))
         # Send the whole text, do not load it first: in a cluster, it must reach the node that runs it. And do
         # not try the hash first: the error of the first call would be red in the client's own spans.
-        result = list(await self._redis.eval(text, len(keys), *keys, *args))
+        result = list(await self._servers.run(keys[0], "EVAL", text, len(keys), *keys, *args))
         self._sent.add(step)
         return result
 
     async def _bulk_bytes(self) -> int:
         """Return the largest value, in bytes, that Redis takes; the default, if Redis does not tell it."""
         try:
-            found = await self._in_slot(self._redis.config_get, "proto-max-bulk-len")
-            return int(next(iter(found.values())))
-        except (RedisRefusedError, RedisUnavailableError, StopIteration, ValueError):
+            redis = (await self._in_slot(self._servers.all))[0]
+            found = await self._in_slot(redis.config_get, "proto-max-bulk-len")
+            return int(next(iter(found.values())) or 0)
+        except (RedisRefusedError, RedisUnavailableError, StopIteration, ValueError, IndexError):
             return _BULK_BYTES
 
     async def _in_slot(self, ask: Callable[..., Awaitable[ResultT]], *args: Any) -> ResultT:
@@ -324,10 +337,8 @@ class Steps:
         On one of them, Redis has refused an argument because of its length. It may take the next command on
         this connection for the rest of that argument. The client does not tell which connection it is.
         """
-        if isinstance(self._redis, RedisCluster):
-            idle = [each for node in self._redis.get_nodes() for each in getattr(node, "_free", ())]
-        else:
-            idle = list(getattr(self._redis.connection_pool, "_available_connections", ()))
+        pools = [client.connection_pool for client in self._servers.clients]
+        idle = [each for pool in pools for each in getattr(pool, "_available_connections", ())]
         for connection in idle:
             with suppress(*_FAILURES):
                 await connection.disconnect(nowait=True)  # does not wait, so no other call gets it meanwhile
@@ -336,7 +347,7 @@ class Steps:
         # The text of Redis's error may hold a key, so only its first word is repeated.
         found = _CODES.search(str(exc))
         code = _CLASSES.get(type(exc)) or (found[1] if found and isinstance(exc, RedisError) else None)
-        passing = code in _PASSING or isinstance(exc, ClusterDownError | ClusterError)
+        passing = code in _PASSING or isinstance(exc, ClusterDownError) or redirection_of(exc) is not None
         if isinstance(exc, AuthenticationError | AuthorizationError):
             return RedisRefusedError("Redis refuses this user or password.")
         if isinstance(exc, UnknownServiceError):
@@ -368,7 +379,7 @@ class Steps:
             return RedisRefusedError(f"Redis refused, and nothing was stored: {_REASONS[code]}.")
         waited = f" within {self._timeout} s" if isinstance(exc, TimeoutError) else ""
         return RedisUnavailableError(
-            f"Redis did not answer{waited} ({code or type(exc).__name__}). If this was a write, it is not "
+            f"Redis did not answer{waited} ({code or named(exc)}). If this was a write, it is not "
             "known whether it was done; it may be repeated: it stores the same again."
         )
 

@@ -32,6 +32,7 @@ from glasspoint.redis.limiter import when_connected
 from glasspoint.redis.permissions import check_permissions
 from glasspoint.redis.sentinels import UnknownServiceError
 from glasspoint.redis.timeouts import answered_within
+from glasspoint.redis.tls import named
 from glasspoint.redis.topology import name_of
 from glasspoint.telemetry.events import (
     CommitResult,
@@ -45,7 +46,7 @@ from glasspoint.telemetry.events import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Collection, Iterable
+    from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 
     from redis.asyncio import Redis
 
@@ -316,33 +317,53 @@ class Cache:
         self._answered()
         return current_epoch
 
-    async def remember(self, key: bytes, field: bytes, value: bytes, *, seconds: int) -> None:
-        """Store a field of a hash in Redis that is not an entry.
+    async def remember(
+        self, keys: Sequence[bytes], field: bytes, value: bytes, *, seconds: int
+    ) -> set[bytes]:
+        """Store a field of some hashes in Redis that are not entries.
 
         Args:
-            seconds: The lifetime of the key.
+            seconds: The lifetime of the keys.
+
+        Returns:
+            The keys where it was stored: in a cluster, the slots of the others are on their way.
 
         Raises:
             L1Error: Redis failed.
         """
-        redis: Any = self._redis
-        try:
-            await self._in_time(redis.hset, key, field, value)
-            await self._in_time(redis.pexpire, key, seconds * 1000)
-        except Exception as exc:
-            raise self._unavailable(exc) from exc
+        commands: list[tuple[Any, ...]] = [("HSET", key, field, value) for key in keys]
+        commands += [("PEXPIRE", key, seconds * 1000) for key in keys]
+        results = await self._results_of(commands)
+        return {key for key, result in zip(keys, results[: len(keys)], strict=True) if result is not None}
 
-    async def remembers(self, key: bytes, field: bytes) -> bool:
-        """Tell whether Redis still has what `remember` stored.
+    async def remembers(self, keys: Sequence[bytes], field: bytes) -> set[bytes]:
+        """Return the keys that still have what `remember` stored.
 
         Raises:
             L1Error: Redis failed.
         """
-        redis: Any = self._redis
+        results = await self._results_of([("HEXISTS", key, field) for key in keys])
+        return {key for key, result in zip(keys, results, strict=True) if result}
+
+    async def _results_of(self, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
+        """Send commands together. The result is `None` if the slot of a key is on its way."""
+
+        async def send() -> list[Any]:
+            async with self._redis.pipeline(transaction=False) as pipe:
+                for command in commands:
+                    pipe.execute_command(*command)
+                return await pipe.execute(raise_on_error=False)
+
         try:
-            return bool(await self._in_time(redis.hexists, key, field))
+            results = await self._in_time(send)
+            for number, result in enumerate(results):
+                if isinstance(result, Exception):
+                    if self._shard is None or faults.redirection_of(result) != "moving":
+                        raise result
+                    results[number] = None
         except Exception as exc:
             raise self._unavailable(exc) from exc
+        return results
 
     async def ping(self) -> None:
         """Ask whether Redis responds.
@@ -820,7 +841,7 @@ class Cache:
                 "%s %s (%s): PostgreSQL answers alone, slower but complete.",
                 self._name,
                 "refuses what it is asked" if isinstance(exc, ResponseError) else "does not answer",
-                f"{reason}: {fault.says}" if fault.says else reason,
+                f"{reason}: {fault.says}" if fault.says else named(exc),
             )
         if fault.is_final:
             self.breaker.trip(reason)
@@ -891,7 +912,8 @@ class Cache:
 
     def _server_changed(self, server: Server, previous: Server | None) -> None:
         self.trust.suspect()
-        self.trust.look_soon()
+        if previous is not None or self._shard is not None:  # if not, the sweep is under way that met it
+            self.trust.look_soon()
         if previous is not None:
             self._telemetry.emit(EpochChanged())
             _log.warning(

@@ -45,10 +45,11 @@ from glasspoint.logs import get_logger
 from glasspoint.model.scope import key_part
 from glasspoint.redis.faults import NeverTheCacheError
 from glasspoint.redis.signature import Signer
+from glasspoint.redis.tls import named
 from glasspoint.redis.topology import SLOTS, Address, Topology, name_of, slot_of, tag_in
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Mapping
+    from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Mapping, Sequence
     from typing import TypeAlias
 
     from redis.asyncio import Redis
@@ -60,7 +61,17 @@ if TYPE_CHECKING:
     from glasspoint.redis.topology import Master, View
     from glasspoint.telemetry.events import BreakerState, Telemetry, WarmUpResult
 
-__all__ = ["CLUSTER", "L1", "ClusterBreaker", "ClusterCache", "Finder", "masters_of", "reign_in", "server_of"]
+__all__ = [
+    "CLUSTER",
+    "L1",
+    "ClusterBreaker",
+    "ClusterCache",
+    "Finder",
+    "is_named",
+    "masters_of",
+    "reign_in",
+    "server_of",
+]
 
 _log = get_logger("glasspoint.l1")
 
@@ -202,7 +213,7 @@ class ClusterCache:
                 raise
             except Exception as exc:
                 raise L1UnavailableError(
-                    f"No node of the Redis Cluster tells its topology ({type(exc).__name__})."
+                    f"No node of the Redis Cluster tells its topology ({named(exc)})."
                 ) from exc
             finally:
                 self._is_stale = self._is_stale or not has_looked
@@ -283,7 +294,7 @@ class ClusterCache:
 
     def recognise(self, reign: str) -> None:
         """Take over the name by which PostgreSQL knows this cluster, if it is one of this cluster's."""
-        if self._view is not None and _is_named(self._view, reign):
+        if self._view is not None and is_named(self._view, reign):
             self._name = reign
 
     @property
@@ -453,21 +464,38 @@ class ClusterCache:
             return number << _CURSOR_BITS | own
         return number + 1 << _CURSOR_BITS if number + 1 < len(nodes) else 0
 
+    async def remember(
+        self, keys: Sequence[bytes], field: bytes, value: bytes, *, seconds: int
+    ) -> set[bytes]:
+        """Store a field of some hashes in Redis that are not entries: see `Cache.remember`.
+
+        Returns:
+            The keys where it was stored: those whose master responds.
+        """
+        return await self._of_keys(keys, lambda node, own: node.remember(own, field, value, seconds=seconds))
+
+    async def remembers(self, keys: Sequence[bytes], field: bytes) -> set[bytes]:
+        """Return the keys that still have what `remember` stored, and whose master responds."""
+        return await self._of_keys(keys, lambda node, own: node.remembers(own, field))
+
+    async def _of_keys(
+        self, keys: Sequence[bytes], ask: Callable[[Cache, list[bytes]], Awaitable[set[bytes]]]
+    ) -> set[bytes]:
+        by_node: dict[Cache, list[bytes]] = {}
+        for key in keys:
+            node = self._owners[slot_of(key.decode())]
+            if node is not None and node.breaker.is_closed:
+                by_node.setdefault(node, []).append(key)
+        asked = (ask(node, own) for node, own in by_node.items())
+        found: set[bytes] = set()
+        for result in await asyncio.gather(*asked, return_exceptions=True):
+            if isinstance(result, set):
+                found |= result
+            elif not isinstance(result, L1Error):
+                raise result
+        return found
+
     # ---------------------------------------------------------------- one master
-
-    async def remember(self, key: bytes, field: bytes, value: bytes, *, seconds: int) -> None:
-        """Store a field of a hash in Redis that is not an entry: see `Cache.remember`."""
-        await self._of_key(key).remember(key, field, value, seconds=seconds)
-
-    async def remembers(self, key: bytes, field: bytes) -> bool:
-        """Tell whether Redis still has what `remember` stored."""
-        return await self._of_key(key).remembers(key, field)
-
-    def _of_key(self, key: bytes) -> Cache:
-        node = self._owners[slot_of(key.decode())]
-        if node is None or not node.breaker.is_closed:
-            raise L1UnavailableError("The master of this key is not known, or is left alone.")
-        return node
 
     def suspect(self, scope: Scope) -> None:
         """Make the scope's master suspect, because it did not receive a write: see `Cache.suspect`."""
@@ -652,14 +680,14 @@ class ClusterBreaker:
             breaker.trip(reason)
 
 
-def _is_named(view: View, name: str) -> bool:
+def is_named(view: View, name: str) -> bool:
     """Tell whether a name is one that this cluster may have: that of one of its nodes."""
     return name.startswith(CLUSTER) and name.removeprefix(CLUSTER) in view.node_ids
 
 
 def _name_in(view: View, *, known_as: str | None) -> str | None:
     """Return the known name of a cluster, if it may have it, else a new one. `None`: it has no master."""
-    if known_as is not None and _is_named(view, known_as):
+    if known_as is not None and is_named(view, known_as):
         return known_as
     return min((CLUSTER + master.node_id for master in view.masters), default=None)
 

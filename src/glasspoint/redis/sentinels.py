@@ -36,6 +36,7 @@ from redis.exceptions import AuthenticationError, NoPermissionError, RedisError,
 from glasspoint.logs import get_logger
 from glasspoint.model.urls import address_text
 from glasspoint.redis.location import SENTINEL_EXAMPLE
+from glasspoint.redis.tls import named
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -395,7 +396,7 @@ class Sentinels(Sentinel):
 
 
 def _why_no_answer(error: Exception, sentinel: Redis) -> _NoAnswer:
-    name = type(error).__name__
+    name = named(error)
     kwargs = sentinel.connection_pool.connection_kwargs
     at = address_text(str(kwargs["host"]), int(kwargs["port"]))
     if isinstance(error, AuthenticationError):

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from redis.asyncio import Redis
@@ -28,10 +29,27 @@ if TYPE_CHECKING:
 
     from redis.asyncio import RedisCluster
 
-__all__ = ["SLOTS", "Address", "Master", "Topology", "View", "name_of", "slot_of", "tag_in"]
+__all__ = [
+    "RANGES",
+    "SLOTS",
+    "Address",
+    "Master",
+    "Topology",
+    "View",
+    "name_of",
+    "range_of",
+    "slot_of",
+    "tag_in",
+    "tag_of_range",
+]
 
 SLOTS = 16384
 """The number of hash slots of every Redis Cluster."""
+
+RANGES = 32
+"""The number of equal ranges of slots. What belongs to many threads, and must stand on the masters of these
+threads, stands once for each range: see `tag_of_range`. If it changes, two releases side by side do not find
+what the other one has stored."""
 
 Address: TypeAlias = tuple[str, int]
 """The host and the port of a node."""
@@ -108,6 +126,7 @@ class Topology:
         self._options = options
         self._timeout = timeout_seconds
         self._clients: dict[Address, Redis] = {}
+        self._left: dict[Address, Redis] = {}  # of nodes that are not asked any more
 
     @property
     def clients(self) -> list[Redis]:
@@ -117,6 +136,8 @@ class Topology:
     def client(self, address: Address) -> Redis:
         """Return the client of a node. It does not connect yet."""
         client = self._clients.get(address)
+        if client is None and (client := self._left.pop(address, None)) is not None:
+            self._clients[address] = client
         if client is None:
             host, port = address
             pool: ConnectionPool = ConnectionPool(
@@ -169,13 +190,16 @@ class Topology:
     async def close_others(self, addresses: Iterable[Address]) -> None:
         """Close the clients of all other nodes."""
         for address in set(self._clients) - set(addresses):
-            client = self._clients.pop(address)
-            with suppress(Exception):
-                await client.aclose()
+            # A call may be under way on this client, and connect once more: so it is closed again in the end.
+            client = self._left[address] = self._clients.pop(address)
+            await _close(client)
 
     async def close(self) -> None:
         """Close all clients."""
         await self.close_others(())
+        while self._left:
+            _, client = self._left.popitem()
+            await _close(client)
 
     def address(self, host: str, port: int) -> Address:
         """Return the address by which this process reaches a node that others know as `host` and `port`."""
@@ -204,9 +228,25 @@ class Topology:
         return tuple(Master(address, id_, tuple(ranges)) for (address, id_), ranges in found.items())
 
 
+async def _close(client: Redis) -> None:
+    with suppress(Exception):
+        await client.aclose()
+
+
 def slot_of(tag: str) -> int:
-    """Return the slot of the keys with a hash tag."""
+    """Return the slot of a key, or of the keys with a hash tag."""
     return key_slot(tag.encode())
+
+
+def range_of(tag: str) -> int:
+    """Return the number of the range that the slot of a hash tag is in."""
+    return slot_of(tag) * RANGES // SLOTS
+
+
+@cache
+def tag_of_range(number: int) -> str:
+    """Return a hash tag whose slot is in a range of slots: it is the same in each process."""
+    return tag_in([(number * SLOTS // RANGES, (number + 1) * SLOTS // RANGES - 1)])
 
 
 def tag_in(slots: Iterable[tuple[int, int]]) -> str:

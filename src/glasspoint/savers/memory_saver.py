@@ -15,6 +15,8 @@ from glasspoint.telemetry import create_telemetry
 from glasspoint.telemetry.events import SaverStatus, Telemetry
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from langgraph.checkpoint.serde.base import SerializerProtocol
 
     from glasspoint.history.interface import Holding
@@ -68,11 +70,20 @@ class MemorySaver(HistorySaver):
         """Check that the saver is open. Nothing else can be wrong with it."""
         self._lifetime.check_open()
 
-    async def holds(self, thread_id: str) -> Holding:
+    @property
+    def lists(self) -> Sequence[str]:
+        """The names of the lists of threads: there is only one."""
+        return ("",)
+
+    def list_of(self, thread_id: str) -> str:
+        """Return the name of the list that names a thread."""
+        return ""
+
+    async def holds(self, thread_id: str | None) -> Holding:
         """Return which threads stand here, for a chain that works in the tier above.
 
         Args:
-            thread_id: The thread to look for.
+            thread_id: The thread to look for; `None`: any.
         """
         with self._lifetime.call():
             return await self._memory.holds(thread_id)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Self, Unpack, cast
 
 from redis.asyncio import RedisCluster
 
-from glasspoint.errors import ConfigurationError, RedisRefusedError, RedisUnavailableError
+from glasspoint.errors import RedisRefusedError, RedisUnavailableError
 from glasspoint.history.in_redis import RedisHistory
 from glasspoint.history.keys import Keyspace
 from glasspoint.history.saver import HistorySaver
@@ -38,7 +38,7 @@ from glasspoint.telemetry.events import SaverStatus, ThreadDrained
 from glasspoint.telemetry.quiet import quiet, quiet_context
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Mapping, Sequence
 
     from langgraph.checkpoint.serde.base import SerializerProtocol
     from redis.asyncio import Redis
@@ -119,7 +119,7 @@ class RedisSaver(HistorySaver):
                 Prometheus registry, and spans to its OpenTelemetry provider.
             target: The PostgreSQL that the threads belong to, for a fallback chain of your own. The threads
                 of a target have keys of their own. If one of them is evicted as a whole, it is damaged, not
-                unknown. Not for a cluster. By default, the threads belong to no PostgreSQL.
+                unknown. By default, the threads belong to no PostgreSQL.
             signing_key: At least 16 secret bytes, the same in every process. Then everything is signed, and a
                 read of anything without a valid signature raises `ThreadTamperedError`. By default, nothing
                 is signed.
@@ -129,29 +129,29 @@ class RedisSaver(HistorySaver):
                 the error is a `TypeError`, too.
         """
         check_redis_or_cluster(redis)
-        if target is not None and isinstance(redis, RedisCluster):
-            raise ConfigurationError(
-                "The threads of a target stand in one Redis, not in a cluster: leave target out."
-            )
         telemetry = telemetry or create_telemetry()
         target_id = target.id if target is not None else ""
         self._key_prefix = key_prefix
+        self._is_in_part = False
         self._steps = Steps(redis, telemetry, timeout_seconds=seconds_of(timeout_seconds))
         self._redis_history = RedisHistory(
             self._steps,
-            Keyspace(key_prefix, target=target_id),
+            Keyspace(key_prefix, target=target_id, in_cluster=isinstance(redis, RedisCluster)),
             telemetry,
             ttl_seconds=None if ttl is None else seconds_of(ttl),
             signer=Signer(signing_key, f"fallback:{target_id}") if signing_key is not None else None,
         )
         status = SaverStatus(
             pool=None,
-            redis=redis,
+            redis=self._steps.client,
             tier="redis",
             addresses={"redis": address_of(redis)},
             databases={"redis": str(database_of(redis))},
         )
         super().__init__(self._redis_history, status, telemetry, serde)
+        self._lifetime.ends.append(self._steps.close)
+        self.client = redis
+        """The client that this saver was made with."""
         self._ttl_seconds = None if ttl is None else seconds_of(ttl)
         self._has_master = master_of(redis) is not None
         follow_sentinels(redis, self._master_named, context=quiet_context())
@@ -172,9 +172,30 @@ class RedisSaver(HistorySaver):
             ConfigurationError: The URL or the client cannot be used, or an option is out of its range.
             RedisUnavailableError: Redis cannot be reached.
             RedisRefusedError: Redis refuses this user or password, or the user lacks a right; the message
-                names the commands and the rule to add. (A cluster is not asked for rights.)
+                names the commands and the rule to add.
         """
         check_options(f"{cls.__name__}.create", options, OpenRedisOptions)
+        return await cls._open(redis, options, in_part=False)
+
+    @classmethod
+    async def create_in_part(cls, redis: str, **options: Unpack[OpenRedisOptions]) -> Self:
+        """Open a saver for a process that works in the tier above, and looks for threads here.
+
+        In a cluster, one of its nodes must respond. The other masters are met when a thread of theirs is.
+
+        Args:
+            redis: See `create`.
+            options: See `create`.
+
+        Raises:
+            GlasspointError: The same errors as from `create`.
+        """
+        return await cls._open(redis, options, in_part=True)
+
+    @classmethod
+    async def _open(
+        cls, redis: Redis | RedisCluster | str, options: OpenRedisOptions, *, in_part: bool
+    ) -> Self:
         mode = options.get("redis_mode", "auto")
         names = names_of(RedisSaverOptions)
         own = cast("RedisSaverOptions", {name: value for name, value in options.items() if name in names})
@@ -189,7 +210,7 @@ class RedisSaver(HistorySaver):
             saver = cls(redis, **own)
             try:
                 with quiet():
-                    await saver._meet()
+                    await saver._meet(in_part=in_part)
             except BaseException:
                 await saver.close()
                 raise
@@ -212,7 +233,11 @@ class RedisSaver(HistorySaver):
         check_options(f"{cls.__name__}.from_conn_string", options, OpenRedisOptions)
         return Opening(lambda: cls.create(redis_url, **options), reopens=isinstance(redis_url, str))
 
-    async def _meet(self) -> None:
+    async def _meet(self, *, in_part: bool) -> None:
+        await self._steps.find_servers()
+        self._is_in_part = in_part and len(self.lists) > 1
+        if self._is_in_part:
+            return
         await self.ping()
         await self._steps.check_permissions(self._key_prefix)
         self.status.versions["redis"] = await self._steps.server_version()
@@ -220,45 +245,57 @@ class RedisSaver(HistorySaver):
         self._warn_of_eviction(await self._steps.memory())
 
     async def ping(self) -> None:
-        """Check that Redis responds.
+        """Check that Redis responds, in a cluster that each master does.
 
         Raises:
             RedisUnavailableError: It does not respond within `timeout_seconds`.
             RedisRefusedError: It refuses this user or password.
         """
         with self._lifetime.call():
-            await self._steps.ping()
+            await self._redis_history.ping()
 
     @property
-    def list_made(self) -> bytes:
-        """The time at which the list of threads, as this saver has seen it, was made in Redis.
+    def lists_made(self) -> Mapping[str, bytes]:
+        """The times at which the lists of threads, as this saver has seen them, were made in Redis.
 
-        For a saver with a target. `b""` if the saver has put nothing, so that Redis cannot lose anything.
+        For a saver with a target. Without the lists of which this saver has put no thread: Redis cannot lose
+        anything there.
         """
-        return self._redis_history.registry_made if self.threads_written else b""
+        return self._redis_history.lists_made if self.threads_written else {}
 
-    async def expect_list(self, made: bytes) -> None:
-        """Expect the list of threads that a closed saver of this process has seen.
+    async def expect_lists(self, made: Mapping[str, bytes]) -> None:
+        """Expect the lists of threads that a closed saver of this process has seen.
 
-        If Redis has another list, threads were lost: see `look_for_losses`.
+        If Redis has other lists, threads were lost: see `look_for_losses`. A saver that was opened in part
+        does not look now.
 
         Args:
-            made: `list_made` of the closed saver.
+            made: `lists_made` of the closed saver.
 
         Raises:
             RedisUnavailableError: Redis did not respond.
         """
         if made:
-            self._redis_history.registry_made = made
-            await self.look_for_losses()
+            self._redis_history.expect_lists(made)
+            if not self._is_in_part:
+                await self.look_for_losses()
 
-    async def holds(self, thread_id: str) -> Holding:
-        """Return which threads stand here, for a process that works in the tier above.
+    @property
+    def lists(self) -> Sequence[str]:
+        """The names of the lists of threads, of a saver with a target: in a cluster, there are several."""
+        return self._redis_history.lists
+
+    def list_of(self, thread_id: str) -> str:
+        """Return the name of the list that names a thread."""
+        return self._redis_history.list_of(thread_id)
+
+    async def holds(self, thread_id: str | None) -> Holding:
+        """Return which threads the list of a thread names, for a process that works in the tier above.
 
         For a saver with a target.
 
         Args:
-            thread_id: The thread to look for.
+            thread_id: The thread to look for. `None`: any; all lists are looked at.
 
         Raises:
             RedisUnavailableError: Redis did not respond.
@@ -275,9 +312,9 @@ class RedisSaver(HistorySaver):
             RedisUnavailableError: Redis did not respond.
         """
         with self._lifetime.call():
-            await self._redis_history.look_at_list()
+            await self._redis_history.look_at_lists()
             await self._look_at_acknowledged()
-        return self._redis_history.list_is_lost or self._redis_history.acknowledged.shortened > 0
+        return self._redis_history.has_lost_lists or self._redis_history.acknowledged.shortened > 0
 
     async def thread_ids(self) -> AsyncIterator[str]:
         """Yield the id of every thread that has data here: see `DrainableSaver.thread_ids`.
@@ -299,6 +336,8 @@ class RedisSaver(HistorySaver):
         Raises:
             RedisUnavailableError: Redis did not respond.
         """
+        if master_of(self.client) is None:
+            return  # no sentinels, so no failover
         with self._lifetime.call():
             self._redis_history.acknowledged.expect(earlier._redis_history.acknowledged)
             await self._look_at_acknowledged()
@@ -349,8 +388,8 @@ class RedisSaver(HistorySaver):
                 async with asyncio.timeout(_SIGN_OF_LIFE_SECONDS):
                     await self.ping()
                     with self._lifetime.call():
-                        await self._redis_history.look_at_list()
+                        await self._redis_history.look_at_lists()
                     # What a failover has lost is past: this Redis serves writes.
-                    return {"redis": "lost" if self._redis_history.list_is_lost else "ok"}
+                    return {"redis": "lost" if self._redis_history.has_lost_lists else "ok"}
         except Exception:
             return {"redis": "unavailable"}

@@ -1,17 +1,18 @@
-"""The commands and the fallback chain on a Redis Cluster: they name its shards, or refuse it."""
+"""The commands on a Redis Cluster: they name its shards, and look at each of them."""
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
-from pydantic import SecretStr
 
-from glasspoint import Settings, get_checkpointer
+from command_line import glasspoint
 from glasspoint.cli.browsing import Browser
 from glasspoint.cli.check import Finding, run_checks
-from glasspoint.errors import ConfigurationError
+from glasspoint.l2.target import Target
 from redis_nodes import Nodes, slot_of
+from redis_tier import opened
 from states import open_saver
 from steps import Thread, settled
 
@@ -51,7 +52,7 @@ async def test_check_names_the_shard_that_refuses(database: str, nodes: Nodes) -
     assert f"The shard 127.0.0.1:{server.port}" in redis.detail
 
 
-async def test_check_does_not_warn_of_eviction_which_only_a_tier_redis_cannot_afford(
+async def test_check_warns_of_eviction_which_the_tier_redis_cannot_afford(
     database: str, nodes: Nodes
 ) -> None:
     async with open_saver(database, url_of(nodes)):
@@ -64,7 +65,7 @@ async def test_check_does_not_warn_of_eviction_which_only_a_tier_redis_cannot_af
     finally:
         nodes.ask(server, "CONFIG", "SET", "maxmemory-policy", "noeviction")
         nodes.ask(server, "CONFIG", "SET", "maxmemory", 0)
-    assert eviction.status == "ok"
+    assert eviction.status == "warning"
     assert "allkeys-lru" in eviction.detail
 
 
@@ -75,6 +76,33 @@ async def test_check_refuses_another_cluster_than_the_services(
         identity = (await find(database, nodes))["Identity"]
     assert identity.status == "failed"
     assert "with another Redis" in identity.detail
+
+
+@pytest.mark.parametrize(
+    ("command", "says"),
+    [
+        (("check",), "Check REDIS_URL, and that the cluster is up"),
+        (("show", "a"), "unavailable"),
+        (("prune", "--older-than", "30d"), "Redis does not answer (RedisClusterException), and must be told"),
+        (("migrate", "--from", "{}"), "Redis did not answer"),
+    ],
+)
+async def test_a_cluster_of_which_no_node_answers_is_named(
+    command: tuple[str, ...], says: str, database: str, redis_url: str
+) -> None:
+    away = "redis+cluster://127.0.0.1:1"
+    is_source = command[0] == "migrate"
+    async with open_saver(database, redis_url) as saver:
+        await Thread("a").put(saver)
+    done = await asyncio.to_thread(
+        glasspoint,
+        *(word.format(away) for word in command),
+        POSTGRES_URL=database,
+        REDIS_URL=redis_url if is_source else away,
+    )
+    said = " ".join((done.stdout + done.stderr).split())
+    assert "Traceback" not in said
+    assert says in said
 
 
 async def test_browse_finds_the_entry_on_its_shard(database: str, nodes: Nodes) -> None:
@@ -99,16 +127,16 @@ async def test_browse_finds_the_entry_on_its_shard(database: str, nodes: Nodes) 
         assert nodes.ask(master, "HGET", key.decode(), "reign") == b"another", "a command changes nothing"
 
 
-async def test_a_chain_with_the_tier_redis_is_refused(database: str, nodes: Nodes) -> None:
-    def settings(*fallbacks: Any) -> Settings:
-        return Settings(
-            postgres_url=SecretStr(database), redis_url=SecretStr(url_of(nodes)), fallbacks=fallbacks
-        )
-
-    with pytest.raises(ConfigurationError, match=r"not the tier redis.*CHECKPOINT_FALLBACKS"):
-        async with get_checkpointer(settings("redis", "memory")):
-            pass
-    async with get_checkpointer(settings("memory")) as saver:
-        thread = Thread("a")
-        await thread.put(saver)
-        assert await thread.turn(saver) == 1
+async def test_check_names_the_threads_that_wait_in_the_tier_redis(database: str, nodes: Nodes) -> None:
+    async with open_saver(database, url_of(nodes)):
+        pass
+    names = ["one", "two", "three", "four"]
+    async with nodes.client() as client, opened(client, target=Target.of(database)) as tier:
+        for name in names:
+            await Thread(name).put(tier)
+        outage = (await find(database, nodes))["Outage"]
+        assert outage.status == "warning"
+        assert "4 thread(s) wait in Redis" in outage.detail
+        for name in names:
+            await tier.adelete_thread(name)
+        assert (await find(database, nodes))["Outage"].status == "ok"

@@ -11,14 +11,13 @@ from itertools import combinations
 from typing import Any
 
 import pytest
-from prometheus_client import CollectorRegistry
-from redis.asyncio import Redis, RedisCluster
+from redis.asyncio import Redis
 
 from chains import NOWHERE, chain
 from databases import with_tables
-from glasspoint import RedisSaver, create_redis_checkpointer, create_telemetry
+from glasspoint import RedisSaver, create_redis_checkpointer
 from glasspoint.embedded import EmbeddedPostgres, EmbeddedRedis
-from glasspoint.errors import ConfigurationError, RedisRefusedError, ThreadDamagedError
+from glasspoint.errors import RedisRefusedError, ThreadDamagedError
 from glasspoint.history.keys import Keyspace
 from glasspoint.l2.target import Target
 from passwords import PASSWORD
@@ -27,7 +26,7 @@ from redis_tier import KEY, TARGET, opened
 from states import config_of, numbered_id, open_upstream
 from steps import Thread, keys_in, until
 
-REGISTRY = Keyspace("glasspoint", target=TARGET.id).registry
+REGISTRY = Keyspace("glasspoint", target=TARGET.id).registry_of("")
 LONG = 60.0
 
 
@@ -173,12 +172,6 @@ async def test_a_tier_without_a_key_says_so_once(
     async with chain(f"{NOWHERE}/with_a_password", redis_url, probe_interval=1000):
         assert "is not signed" not in caplog.text
     assert PASSWORD not in caplog.text
-
-
-async def test_a_target_does_not_stand_in_a_cluster() -> None:
-    cluster = RedisCluster(host="127.0.0.1", port=1)
-    with pytest.raises(ConfigurationError, match="not in a cluster"):
-        RedisSaver(cluster, target=TARGET, telemetry=create_telemetry(registry=CollectorRegistry()))
 
 
 # ------------------------------------------------------------------ the list of threads

@@ -83,8 +83,8 @@ async def test_a_redis_saver_works_on_a_cluster_by_url(scheme: str, mode: Any, n
     url = f"{scheme}://127.0.0.1:{node.port}"
     thread = Thread("a")
     async with await create_redis_checkpointer(url, redis_mode=mode) as saver:
-        assert isinstance(saver.status.redis, RedisCluster)
-        assert address_of(saver.status.redis) == ("127.0.0.1", node.port)
+        assert isinstance(saver.client, RedisCluster)
+        assert address_of(saver.client) == ("127.0.0.1", node.port)
         await thread.put(saver)
     async with RedisSaver.from_conn_string(url, redis_mode=mode) as saver:
         assert await thread.turn(saver) == 1

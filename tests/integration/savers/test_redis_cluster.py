@@ -20,11 +20,13 @@ from glasspoint.errors import (
     RedisUnavailableError,
 )
 from redis_nodes import start_node
+from redis_tier import SIGNED
 from states import config_of, counts, exact
 from steps import Thread, until
 
 SLOTS = 16384
 NODES = 3
+WAYS: dict[str, dict[str, Any]] = {"alone": {}, "of a target, signed": SIGNED}
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +63,12 @@ async def cluster(nodes: list[EmbeddedRedis]) -> AsyncIterator[RedisCluster]:
         yield client
 
 
+@pytest.fixture(autouse=True)
+def _no_process_works_above(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So the first thread of each list needs not wait until such processes know of it."""
+    monkeypatch.setattr("glasspoint.history.in_redis.HEARD_SECONDS", 0.0)
+
+
 @asynccontextmanager
 async def opened(cluster: RedisCluster, **options: Any) -> AsyncIterator[RedisSaver]:
     options.setdefault("telemetry", create_telemetry(registry=CollectorRegistry()))
@@ -69,16 +77,18 @@ async def opened(cluster: RedisCluster, **options: Any) -> AsyncIterator[RedisSa
 
 
 @pytest.mark.usefixtures("checkpoint_format")
+@pytest.mark.parametrize("options", WAYS.values(), ids=WAYS)
 @pytest.mark.parametrize("capability", ALL)
-async def test_conforms(capability: str, cluster: RedisCluster) -> None:
-    await check_conformance(capability, "RedisSaver on a cluster", lambda: opened(cluster))
+async def test_conforms(capability: str, options: dict[str, Any], cluster: RedisCluster) -> None:
+    await check_conformance(capability, "RedisSaver on a cluster", lambda: opened(cluster, **options))
 
 
+@pytest.mark.parametrize("options", WAYS.values(), ids=WAYS)
 async def test_threads_stand_on_all_nodes_and_are_found_and_copied_between_them(
-    cluster: RedisCluster, nodes: list[EmbeddedRedis]
+    options: dict[str, Any], cluster: RedisCluster, nodes: list[EmbeddedRedis]
 ) -> None:
     threads = {f"대화 {{{number}}}" for number in range(20)}
-    async with opened(cluster) as saver:
+    async with opened(cluster, **options) as saver:
         for thread_id in threads:
             await Thread(thread_id).put(saver)
         for each in nodes:

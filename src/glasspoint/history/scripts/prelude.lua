@@ -14,7 +14,8 @@
 --       7 seal    STRING, expires by itself: s<token> a drain is under way, m<token> NUL <id> moved; the id that
 --                 the thread has now, if that is another one
 --
--- A store that belongs to a target has one more key, the last one, for all threads:
+-- A store that belongs to a target has one more key, the last one, for all threads; in a Redis Cluster, one for
+-- each range of slots, for the threads of this range (`history/keys.py`):
 --       threads   ZSET: thread id, percent-encoded -> when it expires, ms; '' -> minus when it was made, ms;
 --                 '!since' -> minus when it last came to name a thread, having named none; '!used' -> minus when
 --                 something was last stored
@@ -36,7 +37,8 @@
 --          itself a replica; after that one it refuses none of the rest.
 local IDS, DOCS, BLOBS, NAMES, WRITES, META, SEAL = unpack(KEYS, 1, 7)
 local THREADS = string.match(KEYS[#KEYS], ':threads$') and KEYS[#KEYS]
-local THREAD = string.match(IDS, '{(.*)}') -- nothing but the thread id has braces in a key
+-- The braces hold the thread; in a cluster those of a target hold the tag of the list, and the thread follows.
+local THREAD = string.match(IDS, '}:([^:]*):ids$') or string.match(IDS, '{(.*)}')
 
 local function now()
   local t = redis.call('TIME')
