@@ -387,7 +387,10 @@ def _events() -> Panel:
         happened(metric("fallback_events_total", reason="!=recovered"), "fallbacks"),
         happened(metric("fallback_events_total", reason="recovered"), "recoveries"),
         happened(metric("drained_checkpoints_total"), "checkpoints drained"),
-        happened(metric("drained_threads_total", result="=~set_aside|refused"), "threads aside or refused"),
+        happened(
+            metric("drained_threads_total", result="=~set_aside|refused|lost"),
+            "threads aside, refused or lost",
+        ),
         happened(metric("forks_total", outcome="stored"), "forks"),
         happened(metric("l1_breaker_transitions_total", to="open"), "breaker opened"),
         happened(metric("l1_epoch_changes_total"), "Redis epochs"),

@@ -262,7 +262,7 @@ VALUES: dict[str, dict[str, tuple[Sequence[float], Sequence[float]]]] = {
         "fallbacks": ((0,), (1, 20)),
         "recoveries": ((0, 1, 20), ()),
         "checkpoints drained": ((0, 1, 2000), ()),
-        "threads aside or refused": ((0,), (1, 20)),
+        "threads aside, refused or lost": ((0,), (1, 20)),
         "forks": ((0,), (1, 20)),
         "breaker opened": ((0,), (1, 20)),
         "Redis epochs": ((0,), (1, 20)),

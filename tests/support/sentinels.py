@@ -135,6 +135,18 @@ class Group:
 
         _wait_until(is_promoted)
 
+    def fail_over_and_keep_the_former_master(self) -> tuple[EmbeddedRedis, EmbeddedRedis]:
+        """Promote the replica; the former master goes on taking writes, as it does for ten seconds.
+
+        Returns:
+            The former and the new master. `heal` demotes the former one.
+        """
+        former, new = self.master, self.replica
+        with former._client() as client:  # so the sentinels cannot demote it, however slow the machine is
+            client.execute_command("ACL", "SETUSER", "default", "-slaveof", "-replicaof")
+        self.fail_over()
+        return former, new
+
     def wait_for(self, master: EmbeddedRedis, *, seconds: float = 60.0) -> None:
         """Wait until all running sentinels name a server."""
 
@@ -157,6 +169,9 @@ class Group:
         for server in self.servers:
             if server.running:
                 server.thaw()
+                with server._client() as client:
+                    client.execute_command("ACL", "SETUSER", "default", "+@all")
+                    client.config_set("min-replicas-to-write", 0)
             else:
                 server.start("--replicaof", "127.0.0.1", str(self.master.port))
         with self.replica._client() as client:  # the sentinels do that, too, but take ten seconds

@@ -50,11 +50,11 @@ from glasspoint.l2.schema_statements import OWN_TABLES
 from glasspoint.l2.sql import query
 from glasspoint.l2.target import Target
 from glasspoint.model.option_types import POOL_MAX_SIZE
-from glasspoint.model.urls import address_text
+from glasspoint.model.urls import address_text, without_secret
 from glasspoint.redis.client import address_of, database_of, eviction_of
 from glasspoint.redis.faults import is_a_refused_command, remedy
 from glasspoint.redis.permissions import check_permissions, refuse_cluster
-from glasspoint.redis.sentinels import SentinelPool
+from glasspoint.redis.sentinels import SentinelPool, SentinelsRefuseError, UnknownServiceError
 from glasspoint.redis.topology import tag_in
 from glasspoint.telemetry import create_telemetry
 from glasspoint.telemetry.events import DURABLE
@@ -173,7 +173,7 @@ async def _find(
         # Drivers and servers may quote passwords in their errors. Other findings are our own text: it needs
         # no masking, which would also hide the database's name if that equals the password.
         for secret in secrets:
-            detail = detail.replace(secret, "***")
+            detail = without_secret(detail, secret)
     return Finding(name, status, " ".join(detail.split()), perf_counter() - started)
 
 
@@ -260,8 +260,9 @@ class _Checks:
             server = await redis.info("server")
         except (RedisError, OSError) as error:
             if not is_a_refused_command(error):
-                hint = "Check REDIS_URL, and that the server is up."
-                raise _Failed(f"{where}{_sentence(error)} {hint}") from error
+                is_clear = isinstance(error, SentinelsRefuseError | UnknownServiceError)
+                hint = "" if is_clear else " Check REDIS_URL, and that the server is up."
+                raise _Failed(f"{where}{_sentence(error)}{hint}") from error
             server = {}  # `check_permissions` names the missing right
         if tag is None:
             refuse_cluster(server)

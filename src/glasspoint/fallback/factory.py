@@ -307,6 +307,7 @@ class _Tiers:
             saver.begin_from(await self._cached_states(saver), unknown=settings.fallback_unknown)
             if self._last_redis is not None:
                 await saver.expect_lists(self._last_redis.lists_made)
+                await saver.expect_acknowledged(self._last_redis)
         except BaseException:
             await saver.close()
             raise

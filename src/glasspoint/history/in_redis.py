@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from glasspoint.errors import DeltaChainError, ThreadDamagedError, ThreadInUseError, ThreadTamperedError
 from glasspoint.history import records
+from glasspoint.history.acknowledged import Acknowledged
 from glasspoint.history.interface import HEARD_SECONDS, Found, Held, Holding, Position
 from glasspoint.history.signing import Fields, SignedFields, tampered
 from glasspoint.history.steps import AGAIN, EXISTS
@@ -98,6 +99,8 @@ class RedisHistory:
         self._made: dict[str, bytes] = {}  # list of threads -> when it was made, if that is known
         self._stored_in: set[str] = set()  # the lists that name threads which were stored here
         self._lost: set[str] = set()  # the lists in whose place Redis has another one now, or none
+        self.acknowledged = Acknowledged()
+        """What was stored lately."""
 
     async def meet(self) -> None:
         """Remember which lists of threads Redis has, in order to notice when it has others."""
@@ -154,6 +157,7 @@ class RedisHistory:
         )
         values = records.value_arguments(fields, namespace, put.blobs)
         listed, *_ = await self._run("put", scope, *checkpoint, *values)
+        self.acknowledged.checkpoint(scope, put.checkpoint_id)
         await self._heard(listed, scope)
 
     async def put_writes(
@@ -164,6 +168,7 @@ class RedisHistory:
         some = records.write_arguments(self._fields(scope.thread_id), namespace, checkpoint_id, writes)
         name = records.member(namespace, checkpoint_id)
         listed, *_ = await self._run("put_writes", scope, name, records.flag(replaces), *some)
+        self.acknowledged.writes(scope, checkpoint_id, writes)
         await self._heard(listed, scope)
 
     async def add(self, item: StoredCheckpoint | PendingWrites, *, newest: str | None = None) -> bool:
@@ -194,12 +199,14 @@ class RedisHistory:
         if result == [AGAIN]:
             raise ThreadInUseError("Something else was stored in this thread meanwhile.")
         listed, new = result
+        self.acknowledged.checkpoint(scope, checkpoint_id)
         await self._heard(listed, scope)
         return bool(new)
 
     async def delete_thread(self, thread_id: str) -> None:
         """Delete everything of a thread."""
         keys = self._keyspace.of_thread(thread_id)
+        self.acknowledged.forget(thread_id)
         await self._steps.run("delete_thread", Scope(thread_id, ""), keys)
 
     async def remove(self, thread_id: str, removals: Sequence[Removal], revision: str) -> bool:
@@ -211,6 +218,7 @@ class RedisHistory:
         Returns:
             Whether it was done. If not, the thread has another revision now.
         """
+        self.acknowledged.forget(thread_id)
         arguments: list[str | int] = []
         for removal in removals:
             arguments += [removal.namespace, records.flag(removal.whole)]
@@ -442,6 +450,7 @@ class RedisHistory:
     async def retire(self, thread_id: str, token: str, marker_ms: int, moved_to: str | None) -> bool:
         """Forget a sealed thread. For some time, calls raise an error that names the thread's new id."""
         scope, keys = Scope(thread_id, ""), self._keyspace.of_thread(thread_id)
+        self.acknowledged.forget(thread_id)
         arguments = (token, marker_ms, moved_to or "")
         return bool((await self._steps.run("retire", scope, keys, *arguments))[0])
 

@@ -11,6 +11,7 @@ import re
 from contextlib import suppress
 from functools import cache, partial
 from importlib import resources
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from redis.asyncio import RedisCluster
@@ -37,7 +38,7 @@ from glasspoint.errors import (
     ThreadMovedError,
 )
 from glasspoint.history.permissions import NEEDS, NEEDS_IN_CLUSTER
-from glasspoint.redis.client import look_again
+from glasspoint.redis.client import look_after_refusal, look_again, master_of
 from glasspoint.redis.faults import (
     is_a_refused_command,
     is_a_refused_database,
@@ -47,7 +48,7 @@ from glasspoint.redis.faults import (
 from glasspoint.redis.limiter import Limiter, connections_of, when_connected
 from glasspoint.redis.masters import Masters, OneServer
 from glasspoint.redis.permissions import ask_for_rights
-from glasspoint.redis.sentinels import UnknownServiceError
+from glasspoint.redis.sentinels import SentinelsRefuseError, UnknownServiceError
 from glasspoint.redis.timeouts import answered_within
 from glasspoint.redis.tls import named
 
@@ -91,6 +92,12 @@ _REASONS = {
 
 # redis-py replaces the error of a demoted master by the second text.
 _READONLY = re.compile(r"\bREADONLY\b|read only replica|previous master is now a slave")
+
+# Its replicas have left it, perhaps because one of them was promoted.
+_FORMER = re.compile(rf"{_READONLY.pattern}|\bNOREPLICAS\b")
+
+# The part of a step's timeout in which it is tried again during a failover, if the master refuses.
+_LOOKING = 0.75
 
 _TOO_LARGE = (
     "a value is larger than the proto-max-bulk-len of the server, 512 MB by default: keep it outside of the "
@@ -294,7 +301,7 @@ class Steps:
 
     async def _in_slot(self, ask: Callable[..., Awaitable[ResultT]], *args: Any) -> ResultT:
         try:
-            return await self._limiter.run(ask, *args)
+            return await self._limiter.run(self._at_the_master, ask, *args)
         except _FAILURES as exc:
             if _is_too_large(exc):
                 await self._drop_idle_connections()
@@ -304,6 +311,25 @@ class Steps:
                     "was stored."
                 ) from exc
             raise self._failure(exc) from exc
+
+    async def _at_the_master(self, ask: Callable[..., Awaitable[ResultT]], *args: Any) -> ResultT:
+        """Await `ask(*args)`; if sentinels name another master meanwhile, do it again there.
+
+        What a former master has stored last is lost when it becomes a replica. Each step may be done twice.
+        """
+        ends_at = monotonic() + _LOOKING * self._timeout
+        while True:
+            master = master_of(self._redis)
+            try:
+                result = await ask(*args)
+            except _FAILURES as exc:
+                if not _FORMER.search(str(exc)):
+                    raise
+                if not await look_after_refusal(self._redis, master, ends_at=ends_at):
+                    raise
+            else:
+                if master is None or master_of(self._redis) == master:
+                    return result
 
     async def _drop_idle_connections(self) -> None:
         """Drop the idle connections.
@@ -326,6 +352,8 @@ class Steps:
             return RedisRefusedError("Redis refuses this user or password.")
         if isinstance(exc, UnknownServiceError):
             return (RedisRefusedError if exc.is_misnamed else RedisUnavailableError)(str(exc))
+        if isinstance(exc, SentinelsRefuseError):
+            return RedisRefusedError(str(exc))
         if isinstance(exc, MasterNotFoundError):
             return RedisUnavailableError(str(exc))
         if is_a_refused_database(exc):

@@ -27,7 +27,7 @@ from glasspoint.l2.sql import query
 from glasspoint.logs import get_logger
 from glasspoint.model.option_types import check_schema
 from glasspoint.model.password import ask_password
-from glasspoint.model.urls import split_url
+from glasspoint.model.urls import split_url, without_secret
 from glasspoint.telemetry.quiet import quiet_context
 
 if TYPE_CHECKING:
@@ -417,7 +417,7 @@ class _Failures:
         else:
             found = connecting.diagnose(error)
             said = in_one_line(found.line, self._conninfo)
-            said = said.replace(self._password, "***") if self._password else said
+            said = without_secret(said, self._password)
             self.says = (
                 f"PostgreSQL gives no new connection ({found.trouble.says}): {said}"
                 f"{'' if said.endswith('?') else '.'} {found.trouble.do}"
@@ -603,8 +603,7 @@ def _no_primary(found: connecting.Diagnosis, conninfo: str) -> L2UnavailableErro
 def in_one_line(said: object, conninfo: str) -> str:
     """Return a text of libpq on one line, without its full stop and without the connection's password."""
     line = " ".join(str(said).split()).rstrip(".")
-    password = str(conninfo_to_dict(conninfo).get("password") or "")
-    return line.replace(password, "***") if password else line
+    return without_secret(line, str(conninfo_to_dict(conninfo).get("password") or ""))
 
 
 def _from_url(url: str) -> str:

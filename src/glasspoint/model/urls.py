@@ -12,8 +12,11 @@ if TYPE_CHECKING:
     from collections.abc import Collection
     from urllib.parse import SplitResult
 
-__all__ = ["address_text", "split_url"]
+__all__ = ["address_text", "split_url", "without_secret"]
 
+
+# A shorter secret may be a part of any word of ours.
+_LEAST_LETTERS = 4
 
 # Three groups: the part before the authority, the authority, the rest (RFC 3986, appendix B).
 _URL = re.compile(r"([^:/?#]+://)([^/?#]*)(.*)", re.DOTALL)
@@ -87,3 +90,22 @@ def address_text(host: str, port: int | str) -> str:
     if host.startswith("/"):
         return host
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def without_secret(text: str, secret: str) -> str:
+    """Return a text of a driver or a server with `***` in place of a secret that it may quote.
+
+    A very short secret is replaced only in a URL, after `password=` and in quotation marks: otherwise it
+    would be replaced in the middle of words.
+
+    Example:
+        >>> without_secret("port 'a' of glasspoint at redis://:a@host is no number", "a")
+        "port '***' of glasspoint at redis://:***@host is no number"
+    """
+    if not secret:
+        return text
+    if len(secret) >= _LEAST_LETTERS:
+        return text.replace(secret, "***")
+    alone = re.escape(secret)
+    shown = rf"(?<=:){alone}(?=@)|(?<=password=){alone}(?![^&\s'\"])|(?<='){alone}(?=')|(?<=\"){alone}(?=\")"
+    return re.sub(shown, "***", text)

@@ -19,6 +19,7 @@ from glasspoint.redis.sentinels import SentinelPool, Sentinels, open_master
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+    from contextvars import Context
 
     from glasspoint.model.option_types import RedisMode
     from glasspoint.redis.location import Location
@@ -30,8 +31,10 @@ __all__ = [
     "check_redis_or_cluster",
     "database_of",
     "eviction_of",
+    "follow_sentinels",
+    "look_after_refusal",
     "look_again",
-    "on_new_master",
+    "master_of",
     "open_redis",
 ]
 
@@ -164,14 +167,48 @@ def address_of(redis: Redis | RedisCluster) -> tuple[str | None, int | None]:
     return kwargs.get("host") or kwargs.get("path"), kwargs.get("port")
 
 
-def on_new_master(redis: Redis | RedisCluster, call: Callable[[tuple[str, int]], object]) -> None:
-    """Call a function with the host and the port whenever sentinels name another master, the first one too.
+def follow_sentinels(
+    redis: Redis | RedisCluster, call: Callable[[tuple[str, int]], object], *, context: Context
+) -> None:
+    """Ask the sentinels once a second while the client is used, and follow the master that they name.
 
-    For any other client, the function is never called.
+    A client that follows no sentinels is left as it is, and so is one that the caller has made with the
+    `Sentinel` of redis-py.
+
+    Args:
+        redis: The client.
+        call: Called with the host and the port whenever another master is named, the first one too.
+        context: The context of the task that asks the sentinels.
     """
     pool = getattr(redis, "connection_pool", None)
     if isinstance(pool, SentinelPool):
         pool.sentinel_manager.moved.append(call)
+        pool.watch_in(context)
+
+
+def master_of(redis: Redis | RedisCluster) -> tuple[str, int] | None:
+    """Return the host and the port of the master that the sentinels named last; `None` without sentinels."""
+    pool = getattr(redis, "connection_pool", None)
+    return pool.sentinel_manager.master if isinstance(pool, SentinelPool) else None
+
+
+async def look_after_refusal(
+    redis: Redis | RedisCluster, by: tuple[str, int] | None, *, ends_at: float
+) -> bool:
+    """Ask the sentinels, after a server has refused a command as a former master does.
+
+    Args:
+        redis: The client.
+        by: The result of `master_of` before the command.
+        ends_at: When to give up, on the clock `time.monotonic`.
+
+    Returns:
+        Whether to try again. `False` without sentinels.
+    """
+    pool = getattr(redis, "connection_pool", None)
+    if by is None or not isinstance(pool, SentinelPool):
+        return False
+    return await pool.sentinel_manager.look_after_refusal(by, ends_at=ends_at)
 
 
 async def look_again(redis: Redis | RedisCluster) -> bool:

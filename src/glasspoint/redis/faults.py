@@ -30,7 +30,7 @@ from redis.exceptions import (
 )
 
 from glasspoint.errors import L1Error, L1UnavailableError
-from glasspoint.redis.sentinels import UnknownServiceError
+from glasspoint.redis.sentinels import SentinelsRefuseError, UnknownServiceError
 
 __all__ = [
     "FAULTS",
@@ -143,6 +143,7 @@ FAULTS = (
         do="Correct the user and the password in REDIS_URL.",
     ),
     Fault("the sentinels know no such service", classes=(UnknownServiceError,)),
+    Fault("the sentinels refuse this process", classes=(SentinelsRefuseError,)),
     Fault("no sentinel names a master", classes=(MasterNotFoundError,)),
     Fault("this Redis cannot be the cache", classes=(CannotBeTheCacheError,), is_final=True),
     _UNKNOWN,
@@ -172,7 +173,7 @@ def redirection_of(error: BaseException) -> Literal["moved", "moving"] | None:
 
 def remedy(error: Exception) -> str:
     """Return what a server refuses, and what to do; `""` if it did not respond."""
-    if isinstance(error, ReplicaError | UnknownServiceError) or (
+    if isinstance(error, ReplicaError | UnknownServiceError | SentinelsRefuseError) or (
         isinstance(error, L1Error) and not isinstance(error, L1UnavailableError)
     ):
         return str(error)

@@ -39,7 +39,7 @@ from glasspoint.savers.retention import Retention
 from glasspoint.telemetry import create_telemetry
 from glasspoint.telemetry.events import SaverStatus
 from glasspoint.telemetry.opened import OpenedSaver
-from glasspoint.telemetry.quiet import quiet
+from glasspoint.telemetry.quiet import quiet, quiet_context
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -176,7 +176,7 @@ class ManagedSaver(OpenedSaver):
         if (database := pools.database_of(store.connections.pool)) is not None:
             status.databases["l2"] = database
         super().__init__(status, telemetry, serde or postgres_saver.serde)
-        client.on_new_master(redis, partial(self._server_moved, "l1"))
+        client.follow_sentinels(redis, partial(self._server_moved, "l1"), context=quiet_context())
         self._parts = parts = build_parts(
             postgres_saver, redis, store, telemetry, status, self._lifetime, options
         )

@@ -7,12 +7,12 @@ expires as a whole. `history/scripts/prelude.lua` describes the keys; the calls 
 from __future__ import annotations
 
 import asyncio
-from contextlib import AsyncExitStack
-from functools import partial
+from contextlib import AsyncExitStack, suppress
 from typing import TYPE_CHECKING, Any, Self, Unpack, cast
 
 from redis.asyncio import RedisCluster
 
+from glasspoint.errors import RedisRefusedError, RedisUnavailableError
 from glasspoint.history.in_redis import RedisHistory
 from glasspoint.history.keys import Keyspace
 from glasspoint.history.saver import HistorySaver
@@ -20,23 +20,25 @@ from glasspoint.history.steps import Steps
 from glasspoint.logs import get_logger
 from glasspoint.model.option_types import Seconds, check_options, checks_options, names_of, seconds_of
 from glasspoint.model.sync_methods import Opening
+from glasspoint.model.urls import address_text
 from glasspoint.redis.client import (
     TIMEOUTS_TO_CONNECT,
     address_of,
     check_redis_or_cluster,
     database_of,
     eviction_of,
-    on_new_master,
+    follow_sentinels,
+    master_of,
 )
 from glasspoint.redis.detection import connect_redis
 from glasspoint.redis.signature import Signer
 from glasspoint.savers.options import OpenRedisOptions, RedisSaverOptions
 from glasspoint.telemetry import create_telemetry
-from glasspoint.telemetry.events import SaverStatus
-from glasspoint.telemetry.quiet import quiet
+from glasspoint.telemetry.events import SaverStatus, ThreadDrained
+from glasspoint.telemetry.quiet import quiet, quiet_context
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import AsyncIterator, Mapping, Sequence
 
     from langgraph.checkpoint.serde.base import SerializerProtocol
     from redis.asyncio import Redis
@@ -53,6 +55,9 @@ _TIMEOUT_SECONDS = 2.0
 
 # How long Redis may take to respond to a health check.
 _SIGN_OF_LIFE_SECONDS = 0.5
+
+# How long to wait before a new master that does not answer is asked again for what was acknowledged.
+_LOSSES_PAUSE_SECONDS = 0.25
 
 # The Redis servers whose eviction was logged, each with how it evicts. A fallback chain opens many savers,
 # and must not log that each time.
@@ -147,7 +152,9 @@ class RedisSaver(HistorySaver):
         self._lifetime.ends.append(self._steps.close)
         self.client = redis
         """The client that this saver was made with."""
-        on_new_master(redis, partial(self._server_moved, "redis"))
+        self._ttl_seconds = None if ttl is None else seconds_of(ttl)
+        self._has_master = master_of(redis) is not None
+        follow_sentinels(redis, self._master_named, context=quiet_context())
 
     @classmethod
     async def create(cls, redis: Redis | RedisCluster | str, **options: Unpack[OpenRedisOptions]) -> Self:
@@ -299,12 +306,69 @@ class RedisSaver(HistorySaver):
     async def look_for_losses(self) -> bool:
         """Tell whether Redis has lost threads, or may have lost some. A thread that was moved is not lost.
 
+        A thread is lost, too, if a failover has lost the end of it.
+
         Raises:
             RedisUnavailableError: Redis did not respond.
         """
         with self._lifetime.call():
             await self._redis_history.look_at_lists()
-        return self._redis_history.has_lost_lists
+            await self._look_at_acknowledged()
+        return self._redis_history.has_lost_lists or self._redis_history.acknowledged.shortened > 0
+
+    async def thread_ids(self) -> AsyncIterator[str]:
+        """Yield the id of every thread that has data here: see `DrainableSaver.thread_ids`.
+
+        After a failover, the new master is first asked for what was acknowledged: a thread that is drained
+        cannot be asked about any more.
+
+        Raises:
+            RedisUnavailableError: Redis did not respond.
+        """
+        with self._lifetime.call():
+            await self._look_at_acknowledged()
+        async for thread_id in super().thread_ids():
+            yield thread_id
+
+    async def expect_acknowledged(self, earlier: RedisSaver) -> None:
+        """Expect what an earlier saver of this process has acknowledged. What is missing is logged.
+
+        Raises:
+            RedisUnavailableError: Redis did not respond.
+        """
+        if master_of(self.client) is None:
+            return  # no sentinels, so no failover
+        with self._lifetime.call():
+            self._redis_history.acknowledged.expect(earlier._redis_history.acknowledged)
+            await self._look_at_acknowledged()
+
+    def _master_named(self, address: tuple[str, int]) -> None:
+        """Follow the sentinels to a master."""
+        self._server_moved("redis", address)
+        if self._has_master and self._lifetime.is_open:
+            self._redis_history.acknowledged.moved()
+            self._lifetime.in_background(self._find_losses())
+        self._has_master = True
+
+    async def _find_losses(self) -> None:
+        """Look for losses until the new master has answered."""
+        while self._lifetime.is_open:
+            with suppress(RedisUnavailableError, RedisRefusedError):
+                await self._look_at_acknowledged()
+                return
+            await asyncio.sleep(_LOSSES_PAUSE_SECONDS)
+
+    async def _look_at_acknowledged(self) -> None:
+        acknowledged = self._redis_history.acknowledged
+        if acknowledged.is_checked:
+            return
+        host, port = self.status.addresses["redis"]
+        for _ in await acknowledged.check(
+            self._redis_history.untouched(),
+            name=address_text(host or "", port or 0),
+            ttl_seconds=self._ttl_seconds,
+        ):
+            self._telemetry.emit(ThreadDrained("lost"))
 
     def _warn_of_eviction(self, nodes: list[dict[str, Any]]) -> None:
         how = "; ".join(sorted({found for node in nodes if (found := eviction_of(node)) is not None}))
@@ -323,6 +387,9 @@ class RedisSaver(HistorySaver):
             with quiet():
                 async with asyncio.timeout(_SIGN_OF_LIFE_SECONDS):
                     await self.ping()
-                    return {"redis": "lost" if await self.look_for_losses() else "ok"}
+                    with self._lifetime.call():
+                        await self._redis_history.look_at_lists()
+                    # What a failover has lost is past: this Redis serves writes.
+                    return {"redis": "lost" if self._redis_history.has_lost_lists else "ok"}
         except Exception:
             return {"redis": "unavailable"}

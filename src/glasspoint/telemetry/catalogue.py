@@ -459,11 +459,12 @@ METRICS: dict[str, Metric] = {
             "Threads of a lower tier, by what became of them.",
             "`continued`: it goes on from what PostgreSQL has; `new`: PostgreSQL had nothing; `set_aside`: "
             "it does not go on from what PostgreSQL has, and is a thread of its own (the log names both); "
-            "`refused`: it cannot be moved, and stays",
+            "`refused`: it cannot be moved, and stays; `lost`: a failover of Redis has lost what was "
+            "acknowledged last (the log names it)",
             (
                 Query(
                     "Which conversations of an outage need a look?",
-                    'increase(glasspoint_drained_threads_total{result=~"set_aside|refused"}[1h]) > 0',
+                    'increase(glasspoint_drained_threads_total{result=~"set_aside|refused|lost"}[1h]) > 0',
                 ),
             ),
         ),

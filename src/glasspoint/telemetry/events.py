@@ -105,7 +105,7 @@ InvalidationSource = Literal["delete", "prune", "copy", "journal", "audit", "tam
 IdentityReason = Literal["database", "timeline", "crash", "restart", "truncated", "generation"]
 ForkKind = Literal["shadows", "shadowed", "older_than_parent"]
 Verdict = Literal["consistent", "stale", "raced"]
-DrainResult = Literal["continued", "new", "set_aside", "refused"]
+DrainResult = Literal["continued", "new", "set_aside", "refused", "lost"]
 TaskName = Literal["sweeper", "auditor", "table_sizes", "reconnector", "tier_probe", "retention"]
 RetentionResult = Literal["succeeded", "failed", "lost"]
 BreakerState = Literal["closed", "open", "half_open"]
@@ -373,12 +373,13 @@ class Drained:
 
 @dataclass(frozen=True, slots=True)
 class ThreadDrained:
-    """A thread of a lower tier was moved to a higher tier, or can never be moved.
+    """A thread of a lower tier was moved to a higher tier, or can never be moved, or Redis has lost its end.
 
     Attributes:
         result: `continued`: it continues what the higher tier had of the thread. `new`: the higher tier had
             nothing of it. `set_aside`: it does not continue what the higher tier had, and became a thread of
-            its own. `refused`: it cannot be moved.
+            its own. `refused`: it cannot be moved. `lost`: a failover of Redis has lost what was acknowledged
+            last; what is left of it is moved later.
     """
 
     result: DrainResult

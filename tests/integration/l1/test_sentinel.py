@@ -5,23 +5,27 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from time import monotonic
+from time import monotonic, sleep
 from typing import Any
 
 import pytest
+import redis as sync_redis
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from prometheus_client import CollectorRegistry
+from redis.exceptions import ResponseError
 
 from chains import chain
+from databases import with_tables
 from glasspoint import CachedPostgresSaver, RedisSaver, create_telemetry
 from glasspoint.cli.browsing import Browser
 from glasspoint.cli.check import run_checks
 from glasspoint.embedded import EmbeddedPostgres, EmbeddedRedis
 from glasspoint.errors import ConfigurationError, GlasspointError, RedisRefusedError, RedisUnavailableError
+from glasspoint.redis import sentinels as sentinels_module
 from glasspoint.redis.client import address_of, look_again, open_redis
 from glasspoint.redis.sentinels import SentinelPool, Sentinels
 from places import DOCS
@@ -328,6 +332,95 @@ async def test_a_sentinel_that_is_behind_the_times_is_not_followed_back(
     assert any("only an older failover" in each for each in caplog.messages)
 
 
+@pytest.fixture
+def leading(own_redis: EmbeddedRedis) -> Iterator[tuple[Sentinel, Sentinel, EmbeddedRedis, EmbeddedRedis]]:
+    """A sentinel in the middle of a failover that it leads, another one, the former and the new master.
+
+    A second replica does not let itself be reconfigured, so the failover goes on.
+    """
+    former = own_redis
+    with EmbeddedRedis() as new, EmbeddedRedis() as stubborn:
+        for each in (new, stubborn):
+            with each._client() as client:
+                client.replicaof("127.0.0.1", former.port)
+        with stubborn._client() as client:
+            client.execute_command("CONFIG", "SET", "replica-priority", "0")  # never promoted
+            client.execute_command("ACL", "SETUSER", "default", "-slaveof", "-replicaof")
+        watches = f"sentinel monitor {SERVICE} 127.0.0.1"
+        with Sentinel(
+            f"{watches} {former.port} 1",
+            f"sentinel failover-timeout {SERVICE} 600000",
+            *(f"sentinel known-replica {SERVICE} 127.0.0.1 {each.port}" for each in (new, stubborn)),
+        ) as leader:
+            _wait_for(lambda: _starts_failover(leader))
+            _wait_for(lambda: leader.masters()[SERVICE].get("failover-state") == "reconf_slaves")
+            epoch = leader.masters()[SERVICE]["config-epoch"]
+            with Sentinel(f"{watches} {new.port} 1", f"sentinel config-epoch {SERVICE} {epoch}") as other:
+                _wait_for(lambda: other.masters()[SERVICE]["flags"] == "master")
+                yield leader, other, former, new
+
+
+def _wait_for(condition: Callable[[], bool]) -> None:
+    ends_at = monotonic() + 60
+    while not condition():
+        assert monotonic() < ends_at
+        sleep(0.02)
+
+
+def _starts_failover(sentinel: Sentinel) -> bool:
+    try:
+        sentinel.command("SENTINEL", "FAILOVER", SERVICE)
+    except ResponseError:  # it has not heard of a good replica yet
+        return False
+    return True
+
+
+async def test_a_sentinel_that_leads_a_failover_is_not_followed_back_to_the_former_master(
+    leading: tuple[Sentinel, Sentinel, EmbeddedRedis, EmbeddedRedis], caplog: pytest.LogCaptureFixture
+) -> None:
+    """It has the number of the new master already, and still names the former one, for seconds."""
+    leader, other, former, new = leading
+    state = leader.masters()[SERVICE]
+    assert state["port"] == former.port
+    assert state["config-epoch"] == other.masters()[SERVICE]["config-epoch"]
+    redis: Any = open_redis(sentinel_url(leader, other), timeout_seconds=10)
+    async with redis:
+        sentinels = sentinels_of(redis)
+        with all_frozen([leader]):
+            assert await sentinels.discover_master(SERVICE) == ("127.0.0.1", new.port)
+        for _ in range(10):
+            assert await sentinels.discover_master(SERVICE) == ("127.0.0.1", new.port)
+            await sentinels.look()
+            assert sentinels.master == ("127.0.0.1", new.port)
+        assert sentinels.is_failing_over
+        with all_frozen([other]):
+            await sentinels.look()
+            assert await sentinels.discover_master(SERVICE) == ("127.0.0.1", new.port)
+    assert not [each for each in caplog.messages if "name another master" in each]
+
+
+async def test_a_look_finds_the_master_of_the_newest_failover_although_others_are_behind(
+    group: Group, own_redis: EmbeddedRedis
+) -> None:
+    with Sentinel(f"sentinel monitor {SERVICE} 127.0.0.1 {own_redis.port} 1") as behind:
+        await until(lambda: behind.masters()[SERVICE]["flags"] == "master")
+        await asyncio.to_thread(group.fail_over)
+        redis: Any = open_redis(sentinel_url(behind, *group.sentinels), timeout_seconds=10)
+        async with redis:
+            sentinels = sentinels_of(redis)
+            with all_frozen(group.sentinels):
+                assert await sentinels.discover_master(SERVICE) == ("127.0.0.1", own_redis.port)
+            await until(lambda: _follows(sentinels, group.master))
+            with all_frozen(group.sentinels):
+                await sentinels.look()  # the only answer is older
+            assert sentinels.master == ("127.0.0.1", group.master.port)
+
+
+async def _follows(sentinels: Sentinels, server: EmbeddedRedis) -> bool:
+    await sentinels.look()
+    return sentinels.master == ("127.0.0.1", server.port)
+
+
 # ------------------------------------------------------------------ a service that nobody knows
 
 
@@ -394,6 +487,148 @@ async def test_a_redis_saver_follows_a_failover(group: Group) -> None:
         await thread.put(saver)
         assert await thread.turn(saver) == 2
         assert saver.status.addresses["redis"] == ("127.0.0.1", new.port)
+
+
+async def test_a_redis_saver_leaves_a_former_master_that_goes_on_taking_writes(group: Group) -> None:
+    """After a planned failover, the former master takes writes for ten seconds, and then forgets them."""
+    thread = Thread("a")
+    async with await RedisSaver.create(group.url) as saver:
+        await thread.put(saver)
+        await replicated(group.master)
+        _, new = await asyncio.to_thread(group.fail_over_and_keep_the_former_master)
+
+        async def is_left() -> bool:
+            await thread.put(saver)
+            return saver.status.addresses["redis"] == ("127.0.0.1", new.port)
+
+        await until(is_left)
+        await thread.put(saver)
+        async with await RedisSaver.create(new.url) as other:
+            assert await thread.turn(other) == thread.number
+
+
+async def test_a_redis_saver_that_was_idle_asks_the_sentinels_before_its_next_call(
+    group: Group, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sentinels_module, "_WATCHED_SECONDS", 0.0)
+    monkeypatch.setattr(sentinels_module, "_LOOK_SECONDS", 0.0)
+    thread = Thread("a")
+    async with await RedisSaver.create(group.url) as saver:
+        await thread.put(saver)
+        await replicated(group.master)
+        _, new = await asyncio.to_thread(group.fail_over_and_keep_the_former_master)
+        pool = saver.status.redis.connection_pool
+        assert isinstance(pool, SentinelPool)
+        await until(lambda: pool._watching is None or pool._watching.done())
+        pool._looked_at = float("-inf")
+        await thread.put(saver)
+        async with await RedisSaver.create(new.url) as other:
+            assert await thread.turn(other) == 2
+
+
+@pytest.fixture
+def seldom(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No saver asks the sentinels by itself."""
+    monkeypatch.setattr(sentinels_module, "_LOOK_SECONDS", 3600.0)
+
+
+async def look(saver: RedisSaver) -> None:
+    await sentinels_of(saver.status.redis).look()
+
+
+@pytest.mark.usefixtures("seldom")
+async def test_what_a_failover_has_lost_is_counted_and_named(
+    group: Group, caplog: pytest.LogCaptureFixture
+) -> None:
+    registry = CollectorRegistry()
+    kept, shorter, gone, deleted, asked = map(Thread, ("kept", "shorter", "gone", "deleted", "asked"))
+    async with await RedisSaver.create(
+        group.url, telemetry=create_telemetry(registry=registry), timeout_seconds=10
+    ) as saver:
+        for thread in (kept, shorter, deleted, asked):
+            await thread.put(saver)
+        await kept.put_writes(saver, "there")
+        await replicated(group.master)
+        await asyncio.to_thread(group.fail_over_and_keep_the_former_master)
+        for thread in (shorter, gone, deleted):
+            await thread.put(saver)
+        await asked.put_writes(saver, "a question")
+        await saver.adelete_thread("deleted")
+        assert not await saver.look_for_losses()
+
+        await look(saver)
+        assert await saver.look_for_losses()
+        await until(lambda: counts(registry, "glasspoint_drained_threads_total", "result")["lost"] == 3)
+        assert await shorter.turn(saver) == 1, "so it is"
+        assert (await saver._check())["redis"] == "ok", "it serves writes"
+    [line] = [each for each in caplog.records if each.levelno == logging.ERROR]
+    assert "lacks the end of 3 of the 4 threads" in line.getMessage()
+    assert all(f"'{each.thread_id}'" in line.getMessage() for each in (shorter, gone, asked))
+    assert not any(f"'{each.thread_id}'" in line.getMessage() for each in (kept, deleted))
+
+
+@pytest.mark.usefixtures("seldom")
+async def test_a_failover_that_loses_nothing_is_reported_as_none(
+    group: Group, caplog: pytest.LogCaptureFixture
+) -> None:
+    thread = Thread("a")
+    async with await RedisSaver.create(group.url) as saver:
+        await thread.put(saver)
+        await thread.put_writes(saver, "there")
+        await replicated(group.master)
+        await asyncio.to_thread(group.fail_over_and_keep_the_former_master)
+        await look(saver)
+        assert not await saver.look_for_losses()
+    assert not [each for each in caplog.records if each.levelno >= logging.ERROR]
+
+
+@pytest.mark.usefixtures("seldom")
+async def test_the_way_up_says_what_a_failover_has_lost(
+    group: Group, own_postgres: EmbeddedPostgres, caplog: pytest.LogCaptureFixture
+) -> None:
+    url, key = with_tables(own_postgres), "a signing key for this test"
+    thread = Thread("a")
+    own_postgres.stop()
+    async with chain(url, group.url, l1_signing_key=key, connect_timeout=1.0) as saver:
+        assert saver.tier == "redis"
+        await thread.put(saver)
+        await replicated(group.master)
+        await asyncio.to_thread(group.fail_over_and_keep_the_former_master)
+        await thread.put(saver)
+        lower = saver._chain.saver
+        assert isinstance(lower, RedisSaver)
+        await look(lower)
+        own_postgres.start()
+        await until(lambda: saver.tier == "cached")
+        await until(lambda: "Promoted from tier redis" in caplog.text)
+        assert await thread.turn(saver) == 1
+    assert "lacks the end of 1 of the 1 threads" in caplog.text
+    assert "but Redis has lost threads that were written there" in caplog.text
+    assert "everything that was written meanwhile is there" not in caplog.text
+
+
+@pytest.mark.usefixtures("seldom")
+async def test_a_write_that_a_former_master_refuses_is_made_on_the_new_one(group: Group) -> None:
+    thread = Thread("a")
+    async with await RedisSaver.create(group.url, timeout_seconds=10) as saver:
+        await thread.put(saver)
+        await replicated(group.master)
+        former, new = await asyncio.to_thread(group.fail_over_and_keep_the_former_master)
+        with former._client() as client:
+            client.config_set("min-replicas-to-write", 1)
+            await until(lambda: client.info("replication")["connected_slaves"] == 0)
+        await thread.put(saver)  # NOREPLICAS
+        async with await RedisSaver.create(new.url) as other:
+            assert await thread.turn(other) == 2
+
+
+async def test_a_master_without_replicas_refuses_at_once_if_no_other_one_is_named(group: Group) -> None:
+    async with await RedisSaver.create(group.url, timeout_seconds=600) as saver:
+        with group.master._client() as client:
+            client.config_set("min-replicas-to-write", 2)
+        async with asyncio.timeout(60):
+            with pytest.raises(RedisRefusedError, match="fewer replicas"):
+                await Thread("a").put(saver)
 
 
 async def test_for_a_redis_saver_a_demoted_master_is_unavailable(group: Group) -> None:
@@ -500,6 +735,41 @@ async def test_a_user_of_the_sentinels_needs_what_the_documentation_lists(
         async with watched(database, sentinel_url(sentinel, query=query)) as one:
             await thread.put(one.saver)
             assert await one.hits(thread)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ("no password", "refuses this user or password. Correct sentinel_username and sentinel_password"),
+        (
+            "another password",
+            "refuses this user or password. Correct sentinel_username and sentinel_password",
+        ),
+        ("no right", "SENTINEL MASTERS. Give the user of sentinel_username the right +sentinel|masters"),
+        ("no sentinel", "is no sentinel, but a Redis server. Name the sentinels in the Redis URL"),
+    ],
+)
+async def test_sentinels_that_refuse_are_named_with_what_to_change(
+    wrong: str, says: str, guarded: tuple[EmbeddedRedis, Sentinel], group: Group, database: str
+) -> None:
+    _, sentinel = guarded
+    if wrong == "no right":
+        address, word = ("127.0.0.1", sentinel.port), f"{SECRET}-sentinel"
+        with sync_redis.Redis(*address, password=word, protocol=2) as client:
+            client.execute_command("ACL", "SETUSER", "nobody", "on", ">word", "+ping")
+    url = {
+        "no password": sentinel_url(sentinel),
+        "another password": sentinel_url(sentinel, query="?sentinel_password=guessed"),
+        "no right": sentinel_url(sentinel, query="?sentinel_username=nobody&sentinel_password=word"),
+        "no sentinel": sentinel_url(group.master),
+    }[wrong]
+    with pytest.raises(RedisRefusedError, match=re.escape(says)):
+        await RedisSaver.create(url)
+    findings = [each async for each in run_checks(database, url, timeout_seconds=30)]
+    [finding] = [each for each in findings if each.name == "Redis"]
+    assert finding.status == "failed"
+    assert says in finding.detail
+    assert "that the server is up" not in finding.detail
 
 
 async def test_check_says_how_the_master_was_found(group: Group, database: str) -> None:

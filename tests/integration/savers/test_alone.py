@@ -1227,6 +1227,7 @@ def test_no_task_is_started_that_nobody_supervises() -> None:
         ("l2/sizes.py", "self._task = self._loop.create_task("),
         ("l2/connection_health.py", "self._task = asyncio.create_task("),  # the reconnector
         ("fallback/controller.py", "task = asyncio.create_task(work, name=name, context=context)"),
+        ("redis/sentinels.py", "self._watching = asyncio.get_running_loop().create_task("),  # logs all errors
     }
     assert found == awaited | answer_their_callers_whatever_happens | supervised
 

@@ -199,6 +199,7 @@ _DRAINED: Mapping[str, Said] = {
         "drain", "warning", "{thread} set aside: the tier above has another history of the same name", 1
     ),
     "refused": Said("drain", "error", "{thread} refused: cannot be drained, see the log", 1),
+    "lost": Said("drain", "error", "{thread} shorter: Redis has lost acknowledged writes, see the log", 1),
 }
 _IDENTITIES: Mapping[str, str] = {
     "database": "this is another PostgreSQL database than before",
