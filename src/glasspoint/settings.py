@@ -18,6 +18,7 @@ from glasspoint.errors import ConfigurationError, WrongTypeError
 from glasspoint.model.ages import HOW_TO_WRITE_AN_AGE, parse_age
 from glasspoint.model.option_types import (
     LONGEST_TIMEOUT_SECONDS,
+    POOL_MAX_SIZE,
     Bytes,
     FewConnections,
     KeyPrefix,
@@ -105,7 +106,7 @@ class Settings(BaseSettings):
     redis_ttl: _Ttl = _variable("CHECKPOINT_REDIS_TTL", 604800.0)
     key_prefix: KeyPrefix = _variable("CHECKPOINT_KEY_PREFIX", "glasspoint")
     pool_min_size: FewConnections = _variable("CHECKPOINT_POOL_MIN_SIZE", 1)
-    pool_max_size: ManyConnections = _variable("CHECKPOINT_POOL_MAX_SIZE", 10)
+    pool_max_size: ManyConnections = _variable("CHECKPOINT_POOL_MAX_SIZE", POOL_MAX_SIZE)
     pool_timeout: _Timeout = _variable("CHECKPOINT_POOL_TIMEOUT", 10.0)
     connect_timeout: _Timeout = _variable("CHECKPOINT_CONNECT_TIMEOUT", 5.0)
     l1_timeout: _Timeout = _variable("CHECKPOINT_L1_TIMEOUT", 0.5)
@@ -218,8 +219,8 @@ class Settings(BaseSettings):
     def _pool_sizes_fit(self) -> Self:
         if self.pool_min_size > self.pool_max_size:
             raise ValueError(
-                "CHECKPOINT_POOL_MIN_SIZE must not be greater than CHECKPOINT_POOL_MAX_SIZE (10, if that is "
-                "not set)"
+                "CHECKPOINT_POOL_MIN_SIZE must not be greater than CHECKPOINT_POOL_MAX_SIZE "
+                f"({POOL_MAX_SIZE}, if that is not set)"
             )
         return self
 

@@ -49,6 +49,8 @@ from glasspoint.l2.schema import GRANTS, triggers_stand
 from glasspoint.l2.schema_statements import OWN_TABLES
 from glasspoint.l2.sql import query
 from glasspoint.l2.target import Target
+from glasspoint.model.option_types import POOL_MAX_SIZE
+from glasspoint.model.urls import address_text
 from glasspoint.redis.client import address_of, database_of, eviction_of
 from glasspoint.redis.faults import is_a_refused_command, remedy
 from glasspoint.redis.permissions import check_permissions, refuse_cluster
@@ -79,7 +81,6 @@ _REMOVAL_SECONDS = 10.0
 _SCANS = 50
 _NAMED_AT_MOST = 10
 _ROOM = query("room_for_connections")
-_POOL_MAX_SIZE = 10
 _SET_ASIDE = query("set_aside_and_there")
 _MISSING_TABLES = query("missing_tables")
 _WITHOUT_RIGHTS = query("tables_without_rights")
@@ -208,7 +209,7 @@ class _Checks:
             version = (info.parameter_status("server_version") or "?").split()[0]
             self._obstacle = "the tables were not found, or may not be used"
             hosts = count_hosts(conninfo_to_dict(postgres_conninfo(self._postgres_url)))
-            place = _place(info.host, info.port) + (f" (one of {hosts} hosts)" if hosts > 1 else "")
+            place = address_text(info.host, info.port) + (f" (one of {hosts} hosts)" if hosts > 1 else "")
             place += f", database {info.dbname}, user {info.user}"
             return f"version {version} at {place}"
 
@@ -223,7 +224,7 @@ class _Checks:
         if isinstance(self._room, psycopg.Error):
             raise _Warned(f"not known: {_sentence(self._room)}") from self._room
         is_direct, role, *counts = self._room
-        pool_size = self._saver_options.get("pool_max_size", _POOL_MAX_SIZE)
+        pool_size = self._saver_options.get("pool_max_size", POOL_MAX_SIZE)
         return _room_said(role, *counts, pool_size=pool_size, is_direct=is_direct)
 
     async def redis(self) -> str:
@@ -599,11 +600,7 @@ def _sentence(error: Exception) -> str:
 
 def _at(redis: Redis) -> str:
     host, port = address_of(redis)
-    return _place(host or "localhost", port or 6379)
-
-
-def _place(host: str, port: int | str) -> str:
-    return host if host.startswith("/") else f"{host}:{port}"
+    return address_text(host or "localhost", port or 6379)
 
 
 async def _through_sentinels(sentinels: Sentinels, found: str) -> str:

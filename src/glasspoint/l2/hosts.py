@@ -20,6 +20,7 @@ from psycopg import pq
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from glasspoint.logs import get_logger
+from glasspoint.model.urls import address_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -126,4 +127,4 @@ _LISTS = ("host", "hostaddr", "port")
 
 def _shown(address: Address) -> str:
     host, port = address
-    return f"{host or 'the local socket'}:{port}"
+    return address_text(host or "the local socket", port or 5432)

@@ -41,6 +41,7 @@ from glasspoint.model.ages import HOW_TO_WRITE_AN_AGE, parse_age
 __all__ = [
     "HOW_TO_NAME_KEYS",
     "LONGEST_TIMEOUT_SECONDS",
+    "POOL_MAX_SIZE",
     "Age",
     "Bytes",
     "FewConnections",
@@ -72,6 +73,9 @@ __all__ = [
 
 LONGEST_TIMEOUT_SECONDS = 2_147_483
 """PostgreSQL counts a `statement_timeout` in milliseconds, with 31 bits: 24 days."""
+
+POOL_MAX_SIZE = 10
+"""How many connections to PostgreSQL a saver opens at most, by default."""
 
 HOW_TO_NAME_KEYS = "a text that is not empty and holds no NUL character"
 

@@ -1,4 +1,4 @@
-"""Parses connection URLs. Its errors never repeat a text that may be a password."""
+"""Parses connection URLs, and shows addresses. Its errors never repeat a text that may be a password."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection
     from urllib.parse import SplitResult
 
-__all__ = ["split_url"]
+__all__ = ["address_text", "split_url"]
 
 
 # Three groups: the part before the authority, the authority, the rest (RFC 3986, appendix B).
@@ -75,3 +75,15 @@ def _split_hosts(url: str) -> SplitResult:
     user, at, _ = each[0].netloc.rpartition("@")
     names = ",".join(parts.netloc.rpartition("@")[2] for parts in each)
     return each[0]._replace(netloc=f"{user}{at}{names}")
+
+
+def address_text(host: str, port: int | str) -> str:
+    """Return an address as text, for people: an IPv6 address in brackets, the path of a socket alone.
+
+    Example:
+        >>> address_text("::1", 6379)
+        '[::1]:6379'
+    """
+    if host.startswith("/"):
+        return host
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

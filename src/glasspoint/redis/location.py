@@ -129,13 +129,12 @@ def _check_single(parts: SplitResult) -> None:
             f"({SENTINEL_EXAMPLE}) or nodes of a cluster ({CLUSTER_EXAMPLE}). Write one of these schemes, or "
             "set CHECKPOINT_REDIS_MODE."
         )
-    database = parts.path[1:].removesuffix("/")
-    if database and not (database.isascii() and database.isdigit()):
-        # redis-py would silently use the database 0, or join the digits of several parts.
-        raise ConfigurationError(
-            f"The Redis URL names the database {parts.path[1:]!r}: it must be a whole number, as in "
-            f"{EXAMPLE}. If that is the name of a service of sentinels, write {SENTINEL_EXAMPLE}."
-        )
+    # redis-py would silently use the database 0, or join the digits of several parts.
+    _database(
+        parts.path[1:].removesuffix("/"),
+        EXAMPLE,
+        f" If that is the name of a service of sentinels, write {SENTINEL_EXAMPLE}.",
+    )
 
 
 def _of_many(kind: Kind, url: str, parts: SplitResult) -> Location:
@@ -184,10 +183,15 @@ def _path(kind: Kind, path: str) -> tuple[str, int | None]:
             f"The Redis URL does not name the service whose master the sentinels know: it must look like "
             f"{SENTINEL_EXAMPLE} (mymaster is the service, 0 the database)."
         )
-    database = "/".join(names)
-    if database and not (database.isascii() and database.isdigit()):
+    return service, _database("/".join(names), EXAMPLES[kind])
+
+
+def _database(name: str, example: str, hint: str = "") -> int | None:
+    """Return the number of the database that a path names, `None` if it names none."""
+    if not name:
+        return None
+    if not (name.isascii() and name.isdigit()):
         raise ConfigurationError(
-            f"The Redis URL names the database {database!r}: it must be a whole number, as in "
-            f"{EXAMPLES[kind]}."
+            f"The Redis URL names the database {name!r}: it must be a whole number, as in {example}.{hint}"
         )
-    return service, int(database) if database else None
+    return int(name)

@@ -20,6 +20,7 @@ from redis.backoff import NoBackoff
 from redis.crc import key_slot
 from redis.exceptions import ResponseError
 
+from glasspoint.model.urls import address_text
 from glasspoint.redis.faults import NeverTheCacheError
 from glasspoint.redis.timeouts import answered_within
 
@@ -222,7 +223,7 @@ class Topology:
         for first, last, master, *_ in slots:
             # A node that does not know its own address sends an empty one.
             host, port = _text(master[0] or b"") or asked[0], int(master[1])
-            node_id = _text(master[2]) if len(master) > 2 else f"{host}:{port}"
+            node_id = _text(master[2]) if len(master) > 2 else name_of((host, port))
             found.setdefault((self.address(host, port), node_id), []).append((int(first), int(last)))
         return tuple(Master(address, id_, tuple(ranges)) for (address, id_), ranges in found.items())
 
@@ -259,8 +260,7 @@ def tag_in(slots: Iterable[tuple[int, int]]) -> str:
 
 def name_of(address: Address) -> str:
     """Return an address as text, for logs and `/readyz`."""
-    host, port = address
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    return address_text(*address)
 
 
 def _text(value: bytes | str) -> str:

@@ -18,6 +18,7 @@ from glasspoint.l2 import pool as pools
 from glasspoint.logs import get_logger
 from glasspoint.model.cancellation import heeding_cancellation
 from glasspoint.model.option_types import (
+    POOL_MAX_SIZE,
     Age,
     Seconds,
     age_of,
@@ -260,7 +261,7 @@ class ManagedSaver(OpenedSaver):
     async def _open(
         cls, conn_string: str, redis: Redis | RedisCluster | str, **options: Unpack[OpenCachedOptions]
     ) -> Self:
-        min_size, max_size = options.get("pool_min_size", 1), options.get("pool_max_size", 10)
+        min_size, max_size = options.get("pool_min_size", 1), options.get("pool_max_size", POOL_MAX_SIZE)
         if min_size > max_size:
             raise ConfigurationError(
                 f"pool_min_size is {min_size} and pool_max_size {max_size}: pool_min_size must not be "
