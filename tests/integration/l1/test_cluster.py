@@ -475,3 +475,131 @@ async def test_spans_name_the_master(database: str, nodes: Nodes) -> None:
         assert span.attributes is not None
         assert span.attributes["server.address"] == "127.0.0.1"
         assert span.attributes["server.port"] == nodes.master_of(slot_of("a")).port
+
+
+EPOCHS = "glasspoint_l1_epoch_changes_total"
+TRANSITIONS = "glasspoint_l1_breaker_transitions_total"
+OPEN = "glasspoint_l1_breaker_open"
+
+
+@pytest.mark.parametrize("how", ["killed", "planned"])
+async def test_a_failover_is_one_warning_that_names_both_masters_and_one_change_of_epoch(
+    database: str, nodes: Nodes, caplog: pytest.LogCaptureFixture, how: str
+) -> None:
+    caplog.set_level("INFO", logger="glasspoint")
+    master = nodes.master_of(slot_of("a"))
+    [replica] = nodes.replicas_of(master)
+    old, new = f"127.0.0.1:{master.port}", f"127.0.0.1:{replica.port}"
+    thread = Thread("a")
+    async with watched(database, nodes, l1_timeout_seconds=0.3) as one:
+        await thread.put(one.saver)
+        await warm(one, thread)
+
+        async def is_left_alone() -> bool:
+            await thread.turn(one.saver)
+            return one.cluster.states().get(old) == "open"
+
+        if how == "killed":
+            master.kill()
+            await until(is_left_alone)
+        else:
+            nodes.ask(replica, "CLUSTER", "FAILOVER")
+        await until(lambda: new in one.cluster.states() and old not in one.cluster.states())
+        await warm(one, thread)
+        assert value_of(one.registry, EPOCHS, {"saver": "default"}) == 1
+        [line] = [line for line in caplog.messages if "was failed over" in line]
+        assert old in line
+        assert new in line
+        changes = counts(one.registry, TRANSITIONS, "to")
+        assert changes.get("open", 0) == changes.get("closed", 0), "what has opened is closed in the end"
+        assert value_of(one.registry, OPEN, {"saver": "default"}) == 0
+        if how == "killed":
+            assert changes["open"] == 1
+            [end] = [line for line in caplog.messages if "has no slots any more" in line]
+            assert old in end
+    nodes.heal()
+
+
+async def test_slots_that_move_are_no_failover(
+    database: str, nodes: Nodes, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", logger="glasspoint")
+    slot, thread = slot_of("a"), Thread("a")
+    source = nodes.master_of(slot)
+    target = next(server for server in nodes.masters() if server is not source)
+    async with watched(database, nodes) as one:
+        await thread.put(one.saver)
+        await warm(one, thread)
+        nodes.move(slot, target)
+        name = f"127.0.0.1:{target.port}"
+        await until(lambda: any("Slots have moved" in line and name in line for line in caplog.messages))
+        await warm(one, thread)
+        assert value_of(one.registry, EPOCHS, {"saver": "default"}) == 0
+        assert not [line for line in caplog.messages if "failed over" in line]
+    nodes.move(slot, source)
+
+
+async def test_slots_without_a_master_are_a_warning_once_and_again_when_their_number_changes(
+    database: str, nodes: Nodes, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", logger="glasspoint")
+
+    def lines() -> list[str]:
+        return [line for line in caplog.messages if "no master" in line]
+
+    async with watched(database, nodes, sweep_interval_seconds=60.0) as one:
+        view = one.cluster._view
+        assert view is not None
+        [first, *others] = view.masters
+        [(start, end)] = first.slots
+        views: list[View] = []
+
+        async def look(*_: object, **__: object) -> View:
+            return views.pop()
+
+        one.cluster._topology.look = look  # type: ignore[method-assign]
+        less = replace(view, masters=(replace(first, slots=((start, end - 1),)), *others))
+        for _ in range(5):  # one node knows the owner of a slot, and another one does not
+            views += [view, less]
+            await one.cluster._look()
+            await one.cluster._look()
+        assert len(lines()) == 1
+        assert "1 of 16384" in lines()[0]
+        assert len([line for line in caplog.messages if "have a master again" in line]) == 1
+        much_less = replace(view, masters=(replace(first, slots=((start, end - 3),)), *others))
+        views += [much_less, less]
+        await one.cluster._look()
+        await one.cluster._look()
+        assert len(lines()) == 2
+        assert "3 of 16384" in lines()[1]
+        views.append(view)
+        await one.cluster._look()
+
+
+async def test_without_the_right_to_ask_for_the_topology_an_error_names_commands_and_rule(
+    database: str, nodes: Nodes, caplog: pytest.LogCaptureFixture
+) -> None:
+    for server in nodes.servers:
+        rules = ["~glasspoint:*", *(f"+{name}" for name in COMMANDS)]
+        nodes.ask(server, "ACL", "SETUSER", "blind", "reset", "on", ">secret", *rules)
+    client = nodes.client(username="blind", password="secret")
+    thread = Thread("a")
+    async with watched(database, nodes, client=client) as one:
+        await thread.put(one.saver)
+        assert not await one.hits(thread)
+        errors = [record for record in caplog.records if record.levelname == "ERROR"]
+        assert len(errors) == 1, "probes do not repeat it"
+        for name in CLUSTER_COMMANDS:
+            assert f"+{name}" in errors[0].getMessage()
+        assert (await readyz(one.registry))[1]["l1"] == "unavailable"
+        for server in nodes.servers:
+            nodes.ask(server, "ACL", "SETUSER", "blind", *(f"+{name}" for name in CLUSTER_COMMANDS))
+        await warm(one, thread)
+        # The rights go again: this process stops believing what it cannot sweep, and comes back by itself.
+        for server in nodes.servers:
+            nodes.ask(server, "ACL", "SETUSER", "blind", "reset", "on", ">secret", *rules, "+cluster|info")
+        await until(lambda: set(one.cluster.states().values()) == {"open"})
+        assert not await one.hits(thread)
+        for server in nodes.servers:
+            nodes.ask(server, "ACL", "SETUSER", "blind", *(f"+{name}" for name in CLUSTER_COMMANDS))
+        await warm(one, thread)
