@@ -762,8 +762,8 @@ async def reign_in(redis: Redis | RedisCluster, *, key_prefix: str, known_as: st
     """
     if not isinstance(redis, RedisCluster):
         return await reign_of(redis)
-    async with masters_of(redis, key_prefix=key_prefix) as (topology, _):
-        view = await topology.look()
+    async with masters_of(redis, key_prefix=key_prefix) as (topology, masters):
+        view = await topology.look(master.address for master in masters)
     return _name_in(view, known_as=known_as) or CLUSTER
 
 
@@ -784,7 +784,7 @@ async def masters_of(
     name_rights = partial(check_permissions, key_prefix=key_prefix, tag="")
     topology = Topology(redis, timeout_seconds=_COMMAND_SECONDS, name_rights=name_rights)
     try:
-        yield topology, (await topology.look()).masters
+        yield topology, (await topology.look(await topology.first_to_answer())).masters
     finally:
         await topology.close()
 

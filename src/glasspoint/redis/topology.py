@@ -239,6 +239,24 @@ class Topology:
                 await self._name_rights(self.client(refusing))
         raise last
 
+    async def first_to_answer(self) -> list[Address]:
+        """Ask all nodes that the client of the cluster names at the same time, for a command.
+
+        Returns:
+            The first node that told what it knows; nothing if none did.
+        """
+        asked = [asyncio.ensure_future(self._ask_all([address])) for address in dict.fromkeys(self._seeds)]
+        try:
+            for next_one in asyncio.as_completed(asked):
+                [(address, told)] = (await next_one).items()
+                if isinstance(told, View):
+                    return [address]
+        finally:
+            for each in asked:
+                each.cancel()
+            await asyncio.gather(*asked, return_exceptions=True)
+        return []
+
     async def survey(self) -> dict[Address, View | Exception]:
         """Ask all nodes that the client of the cluster names, and all masters: see `look`.
 

@@ -16,7 +16,7 @@ from glasspoint.cli.browsing import Browser
 from glasspoint.cli.check import Finding, run_checks
 from glasspoint.embedded import EmbeddedRedis
 from glasspoint.l2.target import Target
-from places import DOCS
+from places import DOCS, SRC
 from redis_nodes import Nodes, slot_of
 from redis_tier import opened
 from states import open_saver
@@ -243,3 +243,9 @@ async def test_the_conversation_says_on_which_master_it_was(database: str, nodes
     said = (await find(database, nodes))["Conversation"].detail
     [(slot, place)] = re.findall(r"the slot (\d+) of the scratch thread is on ([\d.:]+)", said)
     assert place == f"127.0.0.1:{nodes.master_of(int(slot)).port}"
+
+
+def test_no_client_is_opened_in_a_way_that_asks_all_nodes_of_a_cluster_for_their_commands() -> None:
+    """`async with` of a `RedisCluster` waits for each node, and needs a right for COMMAND."""
+    for path in SRC.rglob("*.py"):
+        assert "async with await connect_redis(" not in path.read_text("utf-8"), path

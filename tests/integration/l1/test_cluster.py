@@ -14,6 +14,7 @@ from prometheus_client import CollectorRegistry
 from redis.asyncio import RedisCluster
 
 from glasspoint import CachedPostgresSaver, create_telemetry
+from glasspoint.embedded import EmbeddedRedis
 from glasspoint.errors import L1Error
 from glasspoint.l1.cluster import CLUSTER, ClusterCache
 from glasspoint.redis.permissions import CLUSTER_COMMANDS, COMMANDS
@@ -603,3 +604,18 @@ async def test_without_the_right_to_ask_for_the_topology_an_error_names_commands
         for server in nodes.servers:
             nodes.ask(server, "ACL", "SETUSER", "blind", *(f"+{name}" for name in CLUSTER_COMMANDS))
         await warm(one, thread)
+
+
+async def test_a_crowd_opens_at_most_64_connections_to_each_master(database: str, nodes: Nodes) -> None:
+    threads = [Thread(f"t{number}") for number in range(120)]
+
+    def connections(server: EmbeddedRedis) -> int:
+        return len(nodes.ask(server, "CLIENT", "LIST", "TYPE", "normal").splitlines()) - 1  # this question's
+
+    before = {server.port: connections(server) for server in nodes.masters()}
+    async with watched(database, nodes) as one:
+        for _ in range(3):
+            await asyncio.gather(*(thread.put(one.saver) for thread in threads))
+            await asyncio.gather(*(thread.turn(one.saver) for thread in threads))
+        for server in nodes.masters():
+            assert 1 <= connections(server) - before[server.port] <= 64
