@@ -231,7 +231,7 @@ class Steps:
             RedisRefusedError: It has not. The message names the commands and the rule to add.
             RedisUnavailableError: Redis does not respond.
         """
-        for redis, tag in await self._in_slot(self._servers.all):
+        for redis, tag in await self._in_slot(self._servers.tagged):
             needs = NEEDS if tag is None else NEEDS_IN_CLUSTER
             await self._in_slot(partial(ask_for_rights, tag=tag), redis, self._key_prefix, needs)
 
@@ -248,7 +248,7 @@ class Steps:
     async def _infos(self, section: str) -> list[dict[str, Any]]:
         try:
             servers = await self._in_slot(self._servers.all)
-            return [await self._in_slot(redis.info, section) for redis, _ in servers]
+            return [await self._in_slot(redis.info, section) for redis in servers]
         except GlasspointError:
             return []
 
@@ -275,7 +275,7 @@ class Steps:
 
     async def scan(self, pattern: str) -> AsyncIterator[list[bytes]]:
         """Yield the keys that match a pattern, of every master. Some may come twice."""
-        for redis, _ in await self._in_slot(self._servers.all):
+        for redis in await self._in_slot(self._servers.all):
             cursor, keys = None, list[Any]()
             while cursor != 0:
                 with self._telemetry.step("redis.scan", None):
@@ -298,7 +298,7 @@ class Steps:
     async def _bulk_bytes(self) -> int:
         """Return the largest value, in bytes, that Redis takes; the default, if Redis does not tell it."""
         try:
-            redis, _ = (await self._in_slot(self._servers.all))[0]
+            redis = (await self._in_slot(self._servers.all))[0]
             found = await self._in_slot(redis.config_get, "proto-max-bulk-len")
             return int(next(iter(found.values())) or 0)
         except (RedisRefusedError, RedisUnavailableError, StopIteration, ValueError, IndexError):

@@ -8,7 +8,8 @@ too, but:
   no other one is asked for anything.
 - It sends ASKING and the command that follows on two connections, if other calls are under way.
 
-A command is repeated only if the cluster has refused it: nothing of it was done then.
+A command is repeated if the cluster has refused it: nothing of it was done then. It is also repeated if the
+connection was lost, and the slot has another master now: all steps may be repeated.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from redis.exceptions import (
     AskError,
     ClusterDownError,
     ConnectionError,
+    MaxConnectionsError,
     MovedError,
     RedisClusterException,
     SlotNotCoveredError,
@@ -33,7 +35,7 @@ from glasspoint.redis.faults import NeverTheCacheError
 from glasspoint.redis.topology import Topology, slot_of, tag_in
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Awaitable, Callable, Iterable, Sequence
 
     from redis.asyncio import Redis, RedisCluster
 
@@ -47,9 +49,6 @@ _MOVES = 3
 # How long a command is tried again while its slot is on the way, and the pause between two attempts.
 _ON_ITS_WAY_SECONDS = 0.5
 _ON_ITS_WAY_STEP_SECONDS = 0.05
-
-# The errors after which a command reads the topology first. A timeout is a cancellation here.
-_LOST = (ClusterDownError, ConnectionError, TimeoutError, OSError, asyncio.CancelledError)
 
 # The part of the time of a step that one node may take to tell the topology: so others can be asked, too.
 _PARTS_OF_A_STEP = 4
@@ -67,7 +66,11 @@ class OneServer:
         """The client."""
         return [self._redis]
 
-    async def all(self) -> list[tuple[Redis, str | None]]:
+    async def all(self) -> list[Redis]:
+        """Return the client."""
+        return [self._redis]
+
+    async def tagged(self) -> list[tuple[Redis, str | None]]:
         """Return the client, and no hash tag."""
         return [(self._redis, None)]
 
@@ -125,7 +128,15 @@ class Masters:
         """The open clients."""
         return self.topology.clients
 
-    async def all(self) -> list[tuple[Redis, str | None]]:
+    async def all(self) -> list[Redis]:
+        """Return the client of each master that owns slots.
+
+        Raises:
+            Exception: No node tells the topology.
+        """
+        return [self.topology.client(each.address) for each in (await self._look()).masters]
+
+    async def tagged(self) -> list[tuple[Redis, str | None]]:
         """Return the client of each master that owns slots, and the hash tag of one of its slots.
 
         Raises:
@@ -174,9 +185,17 @@ class Masters:
                     raise
                 address, asking = None, False
                 await asyncio.sleep(_ON_ITS_WAY_STEP_SECONDS)
-            except _LOST:
-                self._is_stale = True  # perhaps a replica takes over: the next command looks
+            except MaxConnectionsError:
+                raise  # nothing was sent, and nothing is wrong with the master
+            except (ClusterDownError, asyncio.CancelledError):  # a timeout is a cancellation here
+                self._is_stale = True
                 raise
+            except (ConnectionError, TimeoutError, OSError):
+                self._is_stale, moves, before = True, moves + 1, address
+                address, asking = await self._address_of(key), False
+                if address == before or moves > _MOVES:
+                    self._is_stale = True  # perhaps a replica takes over soon: the next command looks
+                    raise
 
     async def run_together(self, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
         """Send commands on one key each, which is their first argument, in one trip to each master.
@@ -221,11 +240,10 @@ class Masters:
         """
         for is_last in (False, True):
             try:
-                clients = [self.topology.client(each.address) for each in (await self._look()).masters]
-                await _gather(client.ping() for client in clients)
+                await _gather(client.ping() for client in await self.all())
             except BaseException as exc:
-                was_stale, self._is_stale = self._is_stale, True
-                if is_last or was_stale or not isinstance(exc, Exception):
+                self._is_stale = True  # perhaps a replica has taken over
+                if is_last or not isinstance(exc, Exception):
                     raise
             else:
                 return
@@ -277,7 +295,7 @@ async def _ask(client: Redis, command: Sequence[Any]) -> Any:
     return result
 
 
-async def _gather(asked: Any) -> None:
+async def _gather(asked: Iterable[Awaitable[Any]]) -> None:
     """Wait for all, and raise the first error."""
     for result in await asyncio.gather(*asked, return_exceptions=True):
         if isinstance(result, BaseException):

@@ -7,6 +7,7 @@ import asyncio
 import re
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
+from itertools import islice
 from typing import Any
 
 import psutil
@@ -154,6 +155,18 @@ async def test_a_process_above_knows_what_was_acknowledged_below_in_each_list(
         assert below.tier == "redis"
 
 
+async def test_that_one_list_is_empty_says_nothing_of_another_one(
+    own_postgres: EmbeddedPostgres, nodes: Nodes
+) -> None:
+    first, second, *_ = one_of_each_master(nodes, "t")
+    async with one_above_and_one_below(own_postgres, nodes) as (above, below):
+        await say(below, first, "during")
+        for thread_id in neighbours(first, 5):
+            assert await said(above, second) == []  # it has just heard that nothing is in this list
+            await say(below, thread_id, "during")  # a list that names threads already: nobody waits
+            assert await said(above, thread_id) == ["during"]
+
+
 async def test_with_a_master_away_a_process_above_sees_what_stands_on_the_others(
     own_postgres: EmbeddedPostgres, nodes: Nodes
 ) -> None:
@@ -283,11 +296,7 @@ async def test_a_lost_list_makes_its_threads_damaged_and_no_others(
         for _ in range(2):
             with pytest.raises(ThreadDamagedError, match="lost"):
                 await said(saver, lost)
-            unheard = next(
-                each
-                for each in (f"unheard-{number}" for number in range(10_000))
-                if range_of(each) == range_of(lost)
-            )
+            [unheard] = neighbours(lost, 1)
             with pytest.raises(ThreadDamagedError, match="list"):
                 await said(saver, unheard)
         for each in others:
@@ -316,7 +325,7 @@ async def tier(nodes: Nodes) -> AsyncIterator[RedisSaver]:
 async def test_while_the_slot_of_a_list_moves_a_call_is_right_or_fails(
     nodes: Nodes, tier: RedisSaver
 ) -> None:
-    thread, other = Thread("a"), Thread(neighbour("a"))
+    thread, other = Thread("a"), Thread(neighbours("a", 1)[0])
     for each in (thread, other):
         await each.put(tier)
         await each.put_writes(tier, "x")
@@ -340,13 +349,11 @@ async def test_while_the_slot_of_a_list_moves_a_call_is_right_or_fails(
     assert sorted([found async for found in tier.thread_ids()]) == sorted(["a", other.thread_id])
 
 
-def neighbour(thread_id: str) -> str:
-    """Another thread of the same list, in another slot."""
-    return next(
-        each
-        for each in (f"{thread_id}-{number}" for number in range(10_000))
-        if range_of(each) == range_of(thread_id) and slot_of(each) != slot_of(thread_id)
-    )
+def neighbours(thread_id: str, count: int) -> list[str]:
+    """Other threads of the same list, in other slots."""
+    names = (f"{thread_id}-{number}" for number in range(10_000))
+    of_list = (each for each in names if range_of(each) == range_of(thread_id))
+    return list(islice((each for each in of_list if slot_of(each) != slot_of(thread_id)), count))
 
 
 async def right_or_failed(saver: RedisSaver, thread: Thread) -> int:
