@@ -71,6 +71,7 @@ if TYPE_CHECKING:
     from glasspoint.model.sync_methods import Opening
     from glasspoint.redis.sentinels import Sentinels
     from glasspoint.redis.topology import Master, Topology
+    from glasspoint.telemetry.events import SaverStatus
 
 __all__ = ["Finding", "Status", "run_checks", "say"]
 
@@ -82,6 +83,7 @@ _READ_ONLY_TABLES = ("checkpoint_migrations", "glasspoint_identity")
 _SET_UP = "Run `glasspoint setup` (or `await saver.setup()`) once, with the owner of the tables"
 _COUNT_EXACTLY_BELOW_ROWS = 1_000_000
 _REMOVAL_SECONDS = 10.0
+_POLL_SECONDS = 0.05
 _REDIS_SECONDS = 2.0  # for one answer of one server, so that a silent one is named
 _SCANS = 50
 _NAMED_AT_MOST = 10
@@ -175,11 +177,14 @@ async def _find(
     started = perf_counter()
     status: Status = "failed"
     try:
-        async with asyncio.timeout(timeout_seconds):
+        async with asyncio.timeout(timeout_seconds) as limit:
             detail = await probe()
         status = "ok"
     except TimeoutError as error:
-        detail = str(error) or f"not done within {timeout_seconds:g} s: somebody on the way is silent"
+        silent = "a server did not answer in time: see the checks above"
+        if limit.expired():
+            silent = f"not done within {timeout_seconds:g} s: somebody on the way is silent"
+        detail = str(error) or silent
     except _Skipped as reason:
         status, detail = "skipped", str(reason)
     except _Warned as reason:
@@ -355,7 +360,12 @@ class _Checks:
                 if not masters:
                     raise _Failed("no master of the Redis Cluster owns a slot.")
                 yield topology, masters
-        except (RedisError, OSError, TimeoutError) as error:
+        except TimeoutError as error:
+            raise _Failed(
+                f"no node of the Redis Cluster that REDIS_URL names answers within {_REDIS_SECONDS:g} s. "
+                "Check REDIS_URL, and that the cluster is up."
+            ) from error
+        except (RedisError, OSError) as error:
             raise _Failed(f"{_sentence(error)} Check REDIS_URL, and that the cluster is up.") from error
 
     async def eviction(self) -> str:
@@ -440,6 +450,7 @@ class _Checks:
             raise _Failed(why_not)
         async with self._saver() as saver:
             status = saver.status
+            await _until_identified(status)
         if status.identity is None:
             why = status.no_identity_because or "It has no identity of this database. See the service's log."
             raise _Failed(f"L1 (Redis) is not used. {why}")
@@ -516,8 +527,11 @@ class _Checks:
         async with self._open_redis() as redis:
             if not isinstance(redis, RedisCluster):
                 return ""
-            async with self._masters_of(redis) as (_, masters):
-                owner = next((name_of(each.address) for each in masters if each.owns(slot)), "no master")
+            try:
+                async with self._masters_of(redis) as (_, masters):
+                    owner = next((name_of(each.address) for each in masters if each.owns(slot)), "no master")
+            except (_Failed, GlasspointError):
+                owner = "a master that is not known"
         return f"; the slot {slot} of the scratch thread is on {owner}"
 
     async def outage(self) -> str:
@@ -727,6 +741,14 @@ def _no_answer(redis: Redis, error: Exception) -> str:
     if isinstance(error, TimeoutError | RedisTimeoutError):
         return f"{_at(redis)} does not answer within {_REDIS_SECONDS:g} s."
     return _sentence(error)
+
+
+async def _until_identified(status: SaverStatus) -> None:
+    """Wait for the sweeps of a saver to find the identity, which may take longer with a silent master."""
+    for _ in range(int(_REDIS_SECONDS / _POLL_SECONDS)):
+        if status.identity is not None or status.no_identity_because:
+            return
+        await asyncio.sleep(_POLL_SECONDS)
 
 
 async def _first_to_answer(servers: Sequence[Redis]) -> Redis:

@@ -134,9 +134,11 @@ class ClusterCache:
         self._ask_first: Address | None = None
         self._lock = asyncio.Lock()
         self._telemetry = telemetry
-        self._told_epoch = 0  # of the newest view whose failovers were counted
+        self._told_epoch = 0  # of the last view that showed a failover
+        self._masters: dict[str, tuple[Master, View]] = {}  # node id -> master, and where it was seen last
         self._unserved_lines = Throttle()
         self._told_unserved = 0  # the number of slots in the last such line
+        self._has_unserved = False  # whether this line was the last one about slots
         self._told_refusal = ""
         self.trust = _ClusterTrust(self)
         """Whether the masters are trusted."""
@@ -229,8 +231,9 @@ class ClusterCache:
                 self._is_stale = self._is_stale or not has_looked
             before, self._view = self._view, view
             if view == before and not was_stale and not self._is_stale:
+                self._masters.update((each.node_id, (each, view)) for each in view.masters)
                 return
-            self._adopt(view, before)
+            self._adopt(view)
             self._changed()
             await self._topology.close_others(master.address for master in view.masters)
 
@@ -246,7 +249,7 @@ class ClusterCache:
         for node in self.nodes:
             node.lacks_rights(error)
 
-    def _adopt(self, view: View, view_before: View | None) -> None:
+    def _adopt(self, view: View) -> None:
         """Use another topology. A master that has gained a slot is suspect."""
         before, self._owners = self._owners, [None] * SLOTS
         has_changed = False
@@ -259,8 +262,7 @@ class ClusterCache:
             if has_gained:
                 node.trust.suspect()
                 has_changed = True
-        if view_before is not None:
-            self._report_failovers(view, view_before)
+        self._report_failovers(view)
         for address in set(self._nodes) - {master.address for master in view.masters}:
             # Its slots belong to others now. Should the address come back, its entries have another reign, or
             # its slots have arrived anew.
@@ -274,32 +276,51 @@ class ClusterCache:
         self._name = _name_in(view, known_as=self._name)
         self._report_unserved()
 
-    def _report_failovers(self, view: View, before: View) -> None:
-        """Count and log each master that a replica has replaced, once."""
-        if view.epoch <= self._told_epoch:
+    def _report_failovers(self, view: View) -> None:
+        """Count and log each master that a replica has replaced, once.
+
+        Between the two there may be a view in which nobody has the slots. So a former master is remembered
+        until they have a master again.
+        """
+        if view.epoch < self._told_epoch:
             return  # of a node that was cut off: it may name masters of the past
-        for old, new in view.failovers_since(before):
-            self._told_epoch = view.epoch
-            self._telemetry.emit(EpochChanged())
-            _log.warning(
-                "The shard %s of L1 (Redis) was failed over: %s is the master of its slots now. Nothing that "
-                "stands there from before is believed, and the cache warms up anew.",
-                name_of(old.address),
-                name_of(new.address),
-            )
+        told_epoch = self._told_epoch
+        now = {master.node_id for master in view.masters}
+        lost = [each for id_, each in self._masters.items() if id_ not in now]
+        for new in (each for each in view.masters if each.node_id not in self._masters):
+            for old, before in lost:
+                if view.epoch > self._told_epoch and view.has_replaced(old, new, before):
+                    self._report_failover(old, new)
+                    told_epoch = view.epoch
+        self._told_epoch = told_epoch
+        self._masters = {
+            **{old.node_id: (old, before) for old, before in lost if view.leaves_unserved(old)},
+            **{each.node_id: (each, view) for each in view.masters},
+        }
+
+    def _report_failover(self, old: Master, new: Master) -> None:
+        self._telemetry.emit(EpochChanged())
+        _log.warning(
+            "The shard %s of L1 (Redis) was failed over: %s is the master of its slots now. Nothing that "
+            "stands there from before is believed, and the cache warms up anew.",
+            name_of(old.address),
+            name_of(new.address),
+        )
 
     def _report_unserved(self) -> None:
-        """Log how many slots have no master: when the number changes, and at most once a minute otherwise."""
+        """Log how many slots have no master: when the number grows, and at most once a minute otherwise."""
         unserved = self.unserved_slots
         if not unserved:
-            if self._told_unserved:
+            if self._has_unserved:
                 _log.info("All slots of the Redis Cluster have a master again.")
-            self._told_unserved = 0
-        elif self._unserved_lines.due() or (self._told_unserved and unserved != self._told_unserved):
-            self._told_unserved = unserved
+            self._has_unserved = False
+            return
+        is_due = bool(self._unserved_lines.due())
+        if is_due or unserved > self._told_unserved:
+            self._has_unserved, self._told_unserved = True, unserved
             _log.warning(
                 "%d of %d slots of the Redis Cluster have no master: PostgreSQL answers for their threads. "
-                "(The line comes again when the number changes, otherwise at most once in %d s.)",
+                "(The line comes again when the number grows, otherwise at most once in %d s.)",
                 unserved,
                 SLOTS,
                 self._unserved_lines.seconds,

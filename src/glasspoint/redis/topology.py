@@ -115,23 +115,22 @@ class View:
         """The number of slots without a master."""
         return SLOTS - sum(last + 1 - first for each in self.masters for first, last in each.slots)
 
-    def failovers_since(self, before: View) -> list[tuple[Master, Master]]:
-        """Return the masters that were replaced since another view: each with the replica that replaced it.
+    def leaves_unserved(self, master: Master) -> bool:
+        """Tell whether a slot of a former master has no master now."""
+        return any(
+            not any(each.owns(slot) for each in self.masters)
+            for first, last in master.slots
+            for slot in (first, last)
+        )
 
-        Slots that moved are no failover: then both nodes are masters, or the new one is no replica of the old
-        one.
+    def has_replaced(self, old: Master, new: Master, before: View) -> bool:
+        """Tell whether a replica has replaced its master, so that this was a failover, and no slots moved.
+
+        Args:
+            old: A former master.
+            new: A master that has slots of the former one now, and had none before.
+            before: The last view in which the former one was a master.
         """
-        masters = {master.node_id for master in self.masters}
-        old_masters = {master.node_id for master in before.masters}
-        return [
-            (old, new)
-            for new in self.masters
-            if new.node_id not in old_masters
-            for old in before.masters
-            if old.node_id not in masters and self._has_replaced(old, new, before)
-        ]
-
-    def _has_replaced(self, old: Master, new: Master, before: View) -> bool:
         if not any(
             first <= new_last and new_first <= last
             for first, last in old.slots

@@ -219,7 +219,7 @@ async def test_check_names_a_frozen_master_and_checks_the_others(database: str, 
     assert found["Redis"].status == "failed"
     assert f"{name} does not answer within 2 s" in found["Redis"].detail
     assert "2 of 3 masters can be the cache" in found["Redis"].detail
-    assert found["Identity"].status == "ok"
+    assert found["Identity"].status == "ok", found["Identity"].detail
 
 
 async def test_check_warns_of_slots_that_nobody_serves(database: str, nodes: Nodes) -> None:

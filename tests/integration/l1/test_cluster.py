@@ -540,7 +540,7 @@ async def test_slots_that_move_are_no_failover(
     nodes.move(slot, source)
 
 
-async def test_slots_without_a_master_are_a_warning_once_and_again_when_their_number_changes(
+async def test_slots_without_a_master_are_a_warning_once_and_again_when_their_number_grows(
     database: str, nodes: Nodes, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO", logger="glasspoint")
