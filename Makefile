@@ -17,7 +17,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --no-input --disable-pip-version
 # WHAT, or the first of the words, if WHAT is empty. An error, if WHAT is another word.
 one_of = $(or $(filter $(or $(WHAT),$(firstword $(1))),$(1)),$(error WHAT is one of: $(1)))
 
-BENCH = $(call one_of,compare page regression memory outage prune telemetry triggers bursts scaling signing live)
+BENCH = $(call one_of,compare page regression memory outage prune telemetry triggers bursts scaling cluster signing live)
 CHAOS = $(call one_of,run chain)
 GENERATED = $(call one_of,text pictures)
 
@@ -45,7 +45,7 @@ help:
 	@echo '                WHAT=page: measures all, and renews the figures in docs/'
 	@echo '                WHAT=regression: status 1 if Glasspoint has become slower'
 	@echo '                WHAT=memory|outage|prune|telemetry|triggers|bursts|'
-	@echo '                     scaling|signing|live: one benchmark of benchmarks/'
+	@echo '                     scaling|cluster|signing|live: one of benchmarks/'
 	@echo 'make generate   the tables of docs/telemetry.md and dashboards/grafana/*.json'
 	@echo '                WHAT=pictures: the pictures of the boards, in four minutes'
 	@echo 'make observe    the observability stack without Docker, until Ctrl-C'
@@ -85,7 +85,8 @@ bench: $(VENV)/.installed-dev
 	@$(if $(filter page,$(BENCH)),set -x; \
 		$(BIN)/python benchmarks/compare.py --json docs/performance.json && \
 		$(BIN)/python benchmarks/compare.py --uvloop --json docs/performance-uvloop.json && \
-		$(BIN)/python benchmarks/scaling.py --measure)
+		$(BIN)/python benchmarks/scaling.py --measure && \
+		$(BIN)/python benchmarks/cluster.py --json docs/cluster.json)
 	@exec $(BIN)/python benchmarks/$(BENCH).py $(ARGS)
 
 generate: $(VENV)/.installed-dev

@@ -1,6 +1,6 @@
 """What telemetry costs a call: a hit and a put, with none of it, with metrics, and with traces.
 
-    python benchmarks/telemetry.py [--quick] [--live] [--seed N] [--json FILE]
+    python benchmarks/telemetry.py [--quick | --smoke] [--live] [--seed N] [--json FILE]
 
 One caller, one process, states of 10 messages. Each configuration has a saver of its own, all on the same
 servers:
@@ -99,6 +99,7 @@ class Plan:
 
 FULL: Final = Plan(rounds=100, hits=128, puts=32)
 QUICK: Final = Plan(rounds=3, hits=64, puts=16)
+SMOKE: Final = Plan(rounds=2, hits=16, puts=4)
 
 
 @dataclass(frozen=True)
@@ -422,7 +423,12 @@ def _print(table: Table) -> None:
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="seconds instead of minutes, rough figures")
+    parser.set_defaults(plan=FULL)
+    for name, plan, says in (
+        ("--quick", QUICK, "seconds instead of minutes, rough figures"),
+        ("--smoke", SMOKE, "only whether it runs"),
+    ):
+        parser.add_argument(name, dest="plan", action="store_const", const=plan, help=says)
     parser.add_argument("--live", action="store_true", help="only what the live page costs")
     parser.add_argument("--seed", type=int, default=int(time.time()), help="of the order of the calls")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures to FILE as well")
@@ -433,7 +439,7 @@ def main() -> None:
         postgres = servers.enter_context(EmbeddedPostgres())
         redis = servers.enter_context(EmbeddedRedis())
         receiver_url = servers.enter_context(receiving())
-        plan = QUICK if arguments.quick else FULL
+        plan = arguments.plan
         document: dict[str, Any] = {}
         if not arguments.live:
             document = asyncio.run(run(plan, arguments.seed, postgres.url, redis.url, receiver_url))

@@ -9,9 +9,11 @@ from __future__ import annotations
 import functools
 import gc
 import os
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 import redis.utils
 from prometheus_client import CollectorRegistry
@@ -23,7 +25,8 @@ from fast import is_slow, is_slow_file
 from glasspoint.embedded import EmbeddedPostgres, EmbeddedRedis
 from places import SUPPORT
 from recorder import spans_keep_the_contract  # noqa: F401 - a fixture
-from redis_users import any_redis  # noqa: F401 - a fixture
+from redis_users import _spare_redis_7, any_redis  # noqa: F401 - fixtures
+from spare_redis import SpareRedis
 from steps import another_process
 
 EXPLORING_SECONDS = 3600
@@ -32,8 +35,10 @@ OPT_IN = {"test_real_tempo.py": "TEMPO_URL"}
 """Test files that need a server that nobody starts here, and the variable that says where it is."""
 
 
-# For each connection, the client reads this from the metadata of its package, which takes half a millisecond.
+# What libraries do anew each time is done once: the client of Redis reads this from its package's metadata
+# for each connection, and httpx loads all certificates for each client, which takes 20 milliseconds.
 redis.utils.get_lib_version = functools.cache(redis.utils.get_lib_version)
+httpx._transports.default.create_ssl_context = functools.cache(httpx.create_ssl_context)  # type: ignore[attr-defined]
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -101,7 +106,9 @@ def empty_database(postgres: EmbeddedPostgres) -> str:
 @pytest.fixture
 def redis_url(redis_server: EmbeddedRedis) -> str:
     """The URL of the session's Redis, empty."""
-    redis_server.flush()
+    with socket.create_connection(("127.0.0.1", redis_server.port)) as connection:  # a client takes longer
+        connection.sendall(b"FLUSHALL\r\n")
+        assert connection.recv(64) == b"+OK\r\n"
     return redis_server.url
 
 
@@ -136,8 +143,13 @@ def registry() -> CollectorRegistry:
     return CollectorRegistry()
 
 
+@pytest.fixture(scope="session")
+def _spare_redis() -> Iterator[SpareRedis]:
+    with SpareRedis() as spare:
+        yield spare
+
+
 @pytest.fixture
-def own_redis() -> Iterator[EmbeddedRedis]:
+def own_redis(_spare_redis: SpareRedis) -> EmbeddedRedis:
     """A Redis for this test alone, to kill, freeze and restart."""
-    with EmbeddedRedis() as server:
-        yield server
+    return _spare_redis.take()

@@ -1,4 +1,4 @@
-"""The measured figures: docs/performance.json, docs/scaling.json, docs/cost.md."""
+"""The measured figures: docs/performance.json, docs/scaling.json, docs/cluster.json, docs/cost.md."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ TURN: Final[dict[str, tuple[Kind, ...]]] = {
 """The calls of a turn of `comparison/turns.py`, by durability mode: `test_scaling.py` counts them."""
 
 UNCACHED: Final = {"sync": range(8, 14), "exit": range(1, 2)}
-"""Which of them concern the subgraph of a run, which has no entry in Redis: only its read asks Redis."""
+"""Which of them concern the subgraph of a run, which has no entry in Redis: none of them asks Redis."""
 
 THINKS_BEFORE: Final[dict[str, dict[int, str]]] = {
     # Before which calls something takes long: the model, the tool, the model that writes the answer.
@@ -57,9 +57,13 @@ class Cost:
     many: float
 
     def among(self, callers: int) -> float:
-        """What it costs each of so many."""
+        """What it costs each of so many.
+
+        More than `MANY` were not measured: they are taken to cost as much as `MANY`.
+        """
         if callers <= ONE_BY_ONE:
             return self.alone
+        callers = min(callers, MANY)
         shared = (self.alone - self.many) * MANY / (MANY - 1)
         return self.alone - shared + shared / callers if shared > 0 else self.many
 
@@ -102,6 +106,7 @@ class Figures:
 
     performance: dict[str, Any]
     servers: dict[str, Any]
+    cluster: dict[str, Any]
     entries: tuple[Entry, ...]
 
     @classmethod
@@ -111,10 +116,11 @@ class Figures:
         Raises:
             ValueError: docs/cost.md has no table of entries any more.
         """
-        performance, servers = (
-            json.loads((docs / name).read_text("utf-8")) for name in ("performance.json", "scaling.json")
+        measured = (
+            json.loads((docs / f"{name}.json").read_text("utf-8"))
+            for name in ("performance", "scaling", "cluster")
         )
-        return cls(performance, servers, _entries((docs / "cost.md").read_text("utf-8")))
+        return cls(*measured, _entries((docs / "cost.md").read_text("utf-8")))
 
     def rounds(
         self, workload: str, contender: str, metric: Metric | Literal["calls"], **variant: Any
@@ -152,11 +158,54 @@ class Figures:
 
         Alone, with models that answer at once, a turn has one burst. Among many, models take their time.
         """
-        reads = [self.call(OURS, kind).redis_ms for kind in TURN[durability] if kind in ("hit", "miss")]
+        reads = self.redis_reads_ms(durability)
         alone = self.turn(OURS, durability, 1)["redis_ms"] - sum(each.alone for each in reads)
         many = self.turn(OURS, durability, thinks=True)["redis_ms"] - sum(each.many for each in reads)
         bursts = [len(bursts_of(durability, thinks=thinks)) for thinks in (False, True)]
         return Cost(max(0.0, alone) / bursts[0], max(0.0, many) / bursts[1])
+
+    def redis_reads_ms(self, durability: Durability) -> list[Cost]:
+        """Processor time of Redis for each read of a turn that asks it."""
+        return [
+            self.call(OURS, kind).redis_ms
+            for number, kind in enumerate(TURN[durability])
+            if kind in ("hit", "miss") and number not in UNCACHED[durability]
+        ]
+
+    def postgres_turn_ms(self, contender: str, durability: Durability, *, thinks: bool) -> Cost:
+        """Processor time of PostgreSQL for a turn.
+
+        Pauses make a turn dearer: it has more bursts, and a server that was idle wakes up. That was measured
+        of turns that share little. Turns that share a lot are taken to become dearer in the same ratio.
+        """
+        alone, many, paused = (
+            float(self.turn(contender, durability, count, thinks=pauses)["postgres_ms"])
+            for count, pauses in ((1, False), (MANY, False), (MANY, True))
+        )
+        if not thinks or paused <= alone:
+            return Cost(alone, many)
+        return Cost(paused, many * paused / alone)
+
+    def postgres_scale(self, contender: str, durability: Durability, *, thinks: bool) -> Cost:
+        """What a call's time in PostgreSQL is multiplied by, so that the calls make up the measured turn."""
+        turn = self.postgres_turn_ms(contender, durability, thinks=thinks)
+        kinds = ["hit" if contender == POOL and each == "miss" else each for each in TURN[durability]]
+        alone, many = (
+            sum(self._server(contender, kind, count)["postgres_ms"] for kind in kinds) for count in (1, MANY)
+        )
+        return Cost(turn.alone / alone, turn.many / many)
+
+    def redis_turn_ms(self, durability: Durability) -> float:
+        """Processor time of Redis for a turn whose models take their time, to plan with.
+
+        The worse of two: what was measured of turns that share some pipelines; and the read and the bursts of
+        such a turn, each at what it takes alone, because calls of different pods, and steps to different
+        masters, share nothing.
+        """
+        reads = self.redis_reads_ms(durability)
+        bursts = len(bursts_of(durability, thinks=True))
+        shares_nothing = sum(each.alone for each in reads) + bursts * self.burst_ms(durability).alone
+        return max(float(self.turn(OURS, durability, thinks=True)["redis_ms"]), shares_nothing)
 
     def pod_turn_ms(self, contender: str, durability: Durability) -> Cost:
         """Processor time of a pod for a turn, LangGraph's included."""
@@ -166,11 +215,12 @@ class Figures:
         """LangGraph's part of that: nearly all of a turn without a server."""
         return self.pod_turn_ms(MEMORY, durability)
 
-    def call(self, contender: str, kind: Kind, scale: Cost = ONE) -> Call:
+    def call(self, contender: str, kind: Kind, scale: Cost = ONE, postgres_scale: Cost = ONE) -> Call:
         """One kind of call.
 
         Args:
             scale: Multiplies the pod's processor time.
+            postgres_scale: Multiplies PostgreSQL's.
         """
         workload = "hit" if kind == "miss" and contender == POOL else kind
         alone, crowd = (self._variant(workload, n) for n in (1, _CROWDED[workload]))
@@ -181,7 +231,7 @@ class Figures:
             for name in ("redis_ms", "postgres_ms")
         )
         sigma = math.log(max(1.0, p99 / p50)) / _NINETY_NINTH
-        return Call(kind, Cost(*pod).times(scale), redis, postgres, sigma)
+        return Call(kind, Cost(*pod).times(scale), redis, postgres.times(postgres_scale), sigma)
 
     def parts_ms(self, contender: str, durability: Durability) -> Cost:
         """A turn's processor time in a pod as the sum of its parts: single calls, and LangGraph."""

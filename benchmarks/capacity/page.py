@@ -22,7 +22,7 @@ __all__ = ["ON_PAPER", "SEED", "SIMULATED", "TURNS", "fingerprint", "renewed", "
 SEED: Final = 7
 """Of the page; `benchmarks/scaling.py --seed` takes others."""
 
-ON_PAPER: Final = ("facts", "turn", "carries", "open", "redis", "million", "day")
+ON_PAPER: Final = ("facts", "turn", "carries", "worked", "open", "redis", "million", "day", "masters", "idle")
 SIMULATED: Final = ("validated", "rising", "fleet", "cluster", "flushed", "stampede")
 
 _FINGERPRINT: Final = "fingerprint"
@@ -58,7 +58,9 @@ def fingerprint(text: str, docs: Path) -> str:
     """Of what this page should show: the figures that it is made of, and the tables that it has."""
     figures = Figures.read(docs)
     parts = {name: part for name, part in shown(text).items() if name != _FINGERPRINT}
-    whole = repr((figures.performance, figures.servers, figures.entries, sorted(parts.items())))
+    whole = repr(
+        (figures.performance, figures.servers, figures.entries, figures.cluster, sorted(parts.items()))
+    )
     return f"<!-- made of {hashlib.sha256(whole.encode()).hexdigest()[:16]} -->"
 
 

@@ -6,24 +6,28 @@ from dataclasses import replace
 from statistics import median
 from typing import Any, Final
 
-from capacity.arithmetic import MODES, POSTGRES_CORES, TARGET, Arithmetic
+from capacity.arithmetic import MODES, PODS_OF_A_CLUSTER, POSTGRES_CORES, TARGET, Arithmetic
 from capacity.figures import ONE, Cost, Figures
 from capacity.simulation import HUMAN_SECONDS, Contender, Model, Outcome, System, seeded
 from comparison.page import table
 from comparison.peers import OURS, POOL
 from comparison.turns import Durability
 
-PODS: Final = (1, 4, 8, 16, 32)
-LOADS: Final = (0.25, 0.5, 0.75, 0.9, 1.1)
+PODS: Final = (1, 4, 7, 10, 16)
+LOADS: Final = (0.25, 0.5, TARGET, 0.9, 1.25)
+"""Offered to one pod, as shares of its limit."""
 AT_ONCE: Final = (64, 256, 1024)
-MASTERS: Final = (1, 3, 6, 12)
+MASTERS: Final = (6, 10, 14)
 
-_CLUSTER: Final = System(pods=100, postgres_cores=64, hit_ratio=0.95, haste=0.5)
-_SETTLING: Final = 1.0
-"""A run settles for so many times the mean time that models and tools take in a turn."""
+HASTE: Final = 0.15
+"""Models take so much of their time in a simulated run: 0.3 s, so that bursts still end meanwhile."""
 
-TURNS: Final = 300
-"""Of each simulated run, at least."""
+_CLUSTER: Final = System(pods=PODS_OF_A_CLUSTER, postgres_cores=64, hit_ratio=0.95, haste=HASTE)
+
+TURNS: Final = 1000
+"""Of the window that counts, in each simulated run, at least."""
+_WINDOW_SECONDS: Final = 0.5
+"""How long that window is, at least."""
 
 # As `make bench` has it: one machine for all, no network, models that answer at once.
 _ONE_MACHINE: Final[dict[str, Any]] = {"shared_cores": 2, "round_trip_ms": 0.05, "thinks": False}
@@ -40,7 +44,7 @@ class Simulated:
 
     def __init__(self, figures: Figures, seed: int, turns: int) -> None:
         """Args:
-        turns: Of each run.
+        turns: Of the window that counts, in each run.
         """
         self._figures = figures
         self._seed = seed
@@ -70,42 +74,42 @@ class Simulated:
         rows = []
         for name, contender, hit_ratio in _SYSTEMS:
             for load in LOADS:
-                model = self._model(contender=contender, hit_ratio=hit_ratio)
-                outcome = model.turns(load * self._pod, self._turns)
-                rows.append([name, f"{load * self._pod:.1f}", *_told(outcome)])
-        return table(["one pod", "turns a second", "pod", "Redis", "PostgreSQL, 1 core", "p50", "p99"], rows)
+                per_second = load * self._pod
+                model = self._model(contender=contender, hit_ratio=hit_ratio, haste=HASTE)
+                outcome = model.turns(per_second, self._seconds(per_second))
+                rows.append([name, f"{per_second:.1f} ({load:.0%})", *_told(outcome)])
+        head = ["one pod", "offered, turns a second (of the limit)", "served", "pod", "Redis"]
+        return table([*head, "PostgreSQL, 1 core", "p50", "p99"], rows)
 
     def fleet(self) -> str:
         """More pods, each at the target: who is full first."""
         rows = []
         for pods in PODS:
             per_second = pods * TARGET * self._pod
-            model = self._model(pods=pods, postgres_cores=POSTGRES_CORES, hit_ratio=0.95, thinks=False)
-            outcome = model.turns(per_second, self._turns * max(15, pods) // 15)
+            model = self._model(pods=pods, postgres_cores=POSTGRES_CORES, hit_ratio=0.95, haste=HASTE)
+            outcome = model.turns(per_second, self._seconds(per_second))
             rows.append([f"{pods}", f"{per_second:,.0f}", *_told(outcome)])
-        head = ["pods", "turns a second", "pods' cores", "Redis"]
+        head = ["pods", "offered, turns a second", "served", "pods' cores", "Redis"]
         return table([*head, f"PostgreSQL, {POSTGRES_CORES} cores", "p50", "p99"], rows)
 
     def cluster(self) -> str:
         """A hundred pods at the target, on a Redis Cluster."""
         per_second = _CLUSTER.pods * TARGET * self._pod
-        # A third of them settles: turns last as long as models think, so many are open before any has ended.
-        settling = per_second * _SETTLING * _CLUSTER.thinking_seconds
-        turns = round(3 * settling * self._turns / TURNS)
         rows = []
         for masters in MASTERS:
             system = replace(_CLUSTER, redis_masters=masters)
-            outcome = Model(self._figures, system, seeded(self._seed, system)).turns(per_second, turns)
+            model = Model(self._figures, system, seeded(self._seed, system))
+            outcome = model.turns(per_second, self._seconds(per_second))
             rows.append([f"{masters}", f"{per_second:,.0f}", *_told(outcome)])
-        head = ["masters", "turns a second", "pods' cores", "each master"]
+        head = ["masters", "offered, turns a second", "served", "pods' cores", "each master"]
         return table([*head, f"PostgreSQL, {_CLUSTER.postgres_cores} cores", "p50", "p99"], rows)
 
     def flushed(self) -> str:
         """Redis loses everything under load."""
         per_second = TARGET * self._pod
         known = round(per_second * (HUMAN_SECONDS + System().thinking_seconds))
-        model = self._model()
-        outcome = model.turns(per_second, 3 * self._turns, flushed=known)
+        model = self._model(haste=HASTE)
+        outcome = model.turns(per_second, 3 * self._seconds(per_second), flushed=known)
         at, half = model.flushed_at_ms, (outcome.until_ms - model.flushed_at_ms) / 2
         rows = [
             [name, *(f"{outcome.storage_ms(cut, start, end):,.0f} ms" for cut in (50, 99))]
@@ -124,6 +128,10 @@ class Simulated:
             lasted = [self._model(scale=ONE).reads(count, kind) for kind in ("hit", "miss")]
             rows.append([f"{count:,}", *(f"{each:,.0f} ms" for each in lasted)])
         return table(["reads at once", "until all are answered: hits", "misses"], rows)
+
+    def _seconds(self, per_second: float) -> float:
+        """How long a window has enough turns."""
+        return max(_WINDOW_SECONDS * self._turns / TURNS, self._turns / per_second)
 
     def _throughput(self, contender: str, durability: Durability, count: int) -> list[str]:
         variant = {"conversations": count, "durability": durability}
@@ -157,4 +165,6 @@ def _compared(name: str, measured: float, model: float, busy: str = "") -> list[
 
 def _told(outcome: Outcome) -> list[str]:
     busy = [f"{outcome.busy[each]:.0%}" for each in ("pod", "redis", "postgres")]
-    return [*busy, *(f"{outcome.storage_ms(cut):,.0f} ms" for cut in (50, 99))]
+    if outcome.is_saturated:
+        return ["not all", *busy, "grows", "grows"]
+    return ["all", *busy, *(f"{outcome.storage_ms(cut):,.0f} ms" for cut in (50, 99))]

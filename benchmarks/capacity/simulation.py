@@ -19,6 +19,7 @@ import math
 import random
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
+from itertools import count
 from statistics import median, quantiles
 from typing import Any, Final, Literal
 
@@ -27,6 +28,10 @@ import simpy
 from capacity.figures import KINDS, THINKS_BEFORE, TURN, UNCACHED, Cost, Figures, Kind
 from comparison.peers import OURS, POOL, POOL_SIZE
 from comparison.turns import Durability
+
+ENDED: Final = 0.95
+FULL: Final = 0.98
+"""Saturated: fewer turns end than this share of those that begin, and a core is busier than this."""
 
 Steps = Generator[simpy.Event, Any, Any]
 Contender = Literal["Glasspoint", "upstream, pool"]
@@ -57,7 +62,7 @@ class System:
         round_trip_ms: To either server.
         shared_cores: All stand on one machine with so many cores, as in `make bench`; 0: on their own.
         hit_ratio: Of the reads of known conversations.
-        thinks: Whether models and tools take their time, which is multiplied by `haste`.
+        thinks: Whether models and tools take their time. That of models is multiplied by `haste`.
     """
 
     contender: Contender = "Glasspoint"
@@ -74,7 +79,12 @@ class System:
     @property
     def thinking_seconds(self) -> float:
         """What models and tools take in a turn, on the mean."""
-        return self.haste * (2 * MODEL_SECONDS + TOOL_SECONDS) if self.thinks else 0.0
+        return 2 * self.haste * MODEL_SECONDS + TOOL_SECONDS if self.thinks else 0.0
+
+    @property
+    def settling_seconds(self) -> float:
+        """How long it takes until as many turns end as begin: nearly all of them are shorter."""
+        return 1.0 + 2 * self.thinking_seconds
 
 
 @dataclass(frozen=True)
@@ -88,15 +98,17 @@ class Turn:
 
 @dataclass
 class Outcome:
-    """What came of it, within a window of time: what begins and ends outside of it does not count.
+    """What came of it, within a window of time: a turn counts where it ends.
 
     Attributes:
+        began: How many turns arrived in the window.
         busy: The share of its cores' time that each server worked: `pod` is the mean of all pods.
     """
 
     turns: list[Turn] = field(default_factory=list)
     from_ms: float = 0.0
     until_ms: float = math.inf
+    began: int = 0
     busy: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -106,17 +118,27 @@ class Outcome:
         return 1000 * ended / (self.until_ms - self.from_ms)
 
     @property
+    def is_saturated(self) -> bool:
+        """Whether fewer turns ended than began, because a core had no time left: waiting grows on and on."""
+        began = 1000 * self.began / (self.until_ms - self.from_ms)
+        return self.per_second < ENDED * began and max(self.busy.values()) > FULL
+
+    @property
     def turn_ms(self) -> float:
         """The median turn, thinking included."""
         return median(each.ended_ms - each.began_ms for each in self.turns)
 
     def storage_ms(self, cut: int, from_ms: float | None = None, until_ms: float | None = None) -> float:
-        """A percentile of the storage part of the turns that began in the window, or in another."""
-        start, end = (
-            self.from_ms if from_ms is None else from_ms,
-            self.until_ms if until_ms is None else until_ms,
-        )
-        values: Sequence[float] = [each.storage_ms for each in self.turns if start <= each.began_ms < end]
+        """A percentile of the storage part: of the turns that ended in the window.
+
+        Args:
+            from_ms, until_ms: Of the turns that began in this time instead.
+        """
+        values: Sequence[float]
+        if from_ms is None or until_ms is None:
+            values = [each.storage_ms for each in self.turns if self.from_ms < each.ended_ms <= self.until_ms]
+        else:
+            values = [each.storage_ms for each in self.turns if from_ms <= each.began_ms < until_ms]
         if len(values) < 2:
             return values[0] if values else math.nan
         return quantiles(values, n=100, method="inclusive")[cut - 1]
@@ -148,7 +170,8 @@ class Model:
         self._slots = random.Random(seeded(seed, "slots"))
         if scale is None:
             scale = figures.scale(system.contender, system.durability)
-        self._calls = {kind: figures.call(system.contender, kind, scale) for kind in KINDS}
+        in_postgres = figures.postgres_scale(system.contender, system.durability, thinks=system.thinks)
+        self._calls = {kind: figures.call(system.contender, kind, scale, in_postgres) for kind in KINDS}
         self._graph_ms = figures.graph_ms(system.durability)
         self._pieces = len(TURN[system.durability]) + 1
         self._flush_median, self._flush_sigma = figures.flush_ms
@@ -171,31 +194,41 @@ class Model:
         self._cold: set[int] = set()
         self.flushed_at_ms = 0.0
 
-    def turns(self, per_second: float, turns: int, *, flushed: int = 0) -> Outcome:
-        """Let turns arrive at random; what counts is what happens in the last two thirds of that time.
+    def turns(self, per_second: float, seconds: float, *, flushed: int = 0) -> Outcome:
+        """Let turns arrive at random, until some time after the window that counts.
+
+        It settles before the window, so that as many turns end as begin. Turns go on to arrive after it, so
+        that those that began in it end under the same load.
 
         Args:
-            flushed: Redis loses everything when two thirds have arrived: so many conversations, of any of
-                which each turn is one.
+            seconds: How long the window is.
+            flushed: Redis loses everything when a third of the window is over: so many conversations, of any
+                of which each turn is one.
         """
-        outcome = Outcome()
+        outcome, settling_ms = Outcome(), 1000 * self.system.settling_seconds
+        outcome.from_ms = settling_ms
+        outcome.until_ms = settling_ms + 1000 * seconds
 
         def arriving() -> Steps:
-            for number in range(turns):
-                if number == turns // 3:
-                    outcome.from_ms, self._before = self.env.now, dict(self._worked)
-                if flushed and number == 2 * turns // 3:
-                    self._cold, self.flushed_at_ms = set(range(flushed)), self.env.now
+            for number in count():
                 yield self.env.timeout(self._dice.expovariate(per_second / 1000))
+                outcome.began += outcome.from_ms < self.env.now <= outcome.until_ms
                 conversation = self._dice.randrange(flushed) if flushed else None
                 self.env.process(self._turn(number % self.system.pods, outcome, conversation))
-            self._close(outcome)
 
         self.env.process(arriving())
-        self.env.run()
+        self.env.run(until=outcome.from_ms)
+        self._before = dict(self._worked)
+        if flushed:
+            self.env.run(until=outcome.from_ms + 1000 * seconds / 3)
+            self._cold, self.flushed_at_ms = set(range(flushed)), self.env.now
+        self.env.run(until=outcome.until_ms)
+        self._close(outcome)
+        if flushed:
+            self.env.run(until=outcome.until_ms + settling_ms)
         return outcome
 
-    def conversations(self, count: int, turns: int) -> Outcome:
+    def conversations(self, number: int, turns: int) -> Outcome:
         """So many conversations, each of which goes on as soon as a turn is over, as in `make bench`."""
         outcome = Outcome()
 
@@ -203,21 +236,21 @@ class Model:
             for _ in range(turns):
                 yield self.env.process(self._turn(0, outcome, None))
 
-        for _ in range(count):
+        for _ in range(number):
             self.env.process(conversing())
         self.env.run()
+        outcome.until_ms = self.env.now
         self._close(outcome)
         return outcome
 
-    def reads(self, count: int, kind: Kind) -> float:
+    def reads(self, number: int, kind: Kind) -> float:
         """So many at once: milliseconds until all are answered."""
-        for _ in range(count):
+        for _ in range(number):
             self.env.process(self._call(0, kind, self._scope()))
         self.env.run()
         return float(self.env.now)
 
     def _close(self, outcome: Outcome) -> None:
-        outcome.until_ms = self.env.now
         system = self.system
         cores = {"pod": system.pods, "redis": system.redis_masters, "postgres": system.postgres_cores}
         lasted = outcome.until_ms - outcome.from_ms
@@ -261,7 +294,7 @@ class Model:
         """One call.
 
         Args:
-            is_cached: Whether what is written has an entry in Redis.
+            is_cached: Whether what is read or written may have an entry in Redis.
         """
         call, loop = self._calls[kind], self._loops[pod]
         self._under_way[pod] += 1
@@ -277,14 +310,14 @@ class Model:
             with self._connections[pod].request() as alone:
                 yield alone
                 yield from self._statement(kind, postgres_ms)
+        elif not is_cached:
+            yield from self._on_connection(pod, kind, postgres_ms)
         elif kind == "hit":
             yield from self._to_redis(scope, read_ms)
         elif kind == "miss":
             yield from self._to_redis(scope, read_ms / 2)
             yield from self._on_connection(pod, kind, postgres_ms)
             yield from self._to_redis(scope, read_ms / 2)
-        elif not is_cached:
-            yield from self._on_connection(pod, kind, postgres_ms)
         elif self.env.now < scope.burst_until_ms:
             yield from self._on_connection(pod, kind, postgres_ms)
             scope.burst_until_ms = self.env.now + BURST_IDLE_MS
@@ -354,8 +387,8 @@ class Model:
         return self._dice.lognormvariate(math.log(mean) - sigma**2 / 2, sigma) if mean > 0 else 0.0
 
     def _thinking_ms(self, what: str) -> float:
-        seconds = MODEL_SECONDS if what == "model" else TOOL_SECONDS
-        return self._spread(1000 * seconds * self.system.haste, THINKING_SIGMA)
+        seconds = self.system.haste * MODEL_SECONDS if what == "model" else TOOL_SECONDS
+        return self._spread(1000 * seconds, THINKING_SIGMA)
 
 
 def seeded(seed: int, *what: object) -> int:

@@ -90,7 +90,7 @@ class Bench:
             if key[0] != OURS:
                 return each
             found = partial(settled, each) if writes else each
-            return partial(with_redis, self.redis, found) if counts_redis else found
+            return partial(with_redis, [self.redis], found) if counts_redis else found
 
         self._groups += 1
         await asyncio.sleep(SETTLE_SECONDS)  # what was written before is no burst any more

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -52,20 +52,33 @@ def steps() -> Iterator[Counted]:
         AbstractConnection.pack_command = pack  # type: ignore[method-assign]
 
 
-async def with_redis(redis: Redis, measure: Slice) -> Sample:
-    """Measure a slice, and count what it takes of Redis: of all clients, so nobody else may be at work."""
-    before = await _wire_bytes(redis)
-    idle = await _wire_bytes(redis)  # to ask costs something, too
+async def with_redis(servers: Sequence[Redis], measure: Slice) -> Sample:
+    """Measure a slice, and count what it takes of Redis: of all clients, so nobody else may be at work.
+
+    Args:
+        servers: A client for each server of Redis.
+    """
+    before = await _taken_of(servers)
+    idle = await _taken_of(servers)  # to ask costs something, too
     with steps() as counted:
         sample = await measure()
-    moved = await _wire_bytes(redis) - idle - (idle - before)
+    taken = [
+        after - asked - (asked - first)
+        for first, asked, after in zip(before, idle, await _taken_of(servers), strict=True)
+    ]
     return replace(
         sample,
         redis_steps=counted.number / sample.calls,
-        redis_kb=moved / 1000 / sample.calls,
+        redis_kb=taken[0] / 1000 / sample.calls,
+        redis_ms=1000 * taken[1] / sample.calls,
     )
 
 
-async def _wire_bytes(redis: Redis) -> int:
-    info = await redis.info("stats")
-    return int(info["total_net_input_bytes"]) + int(info["total_net_output_bytes"])
+async def _taken_of(servers: Sequence[Redis]) -> tuple[float, float]:
+    """Bytes on the wire so far, and seconds of processor time."""
+    wire_bytes, seconds = 0, 0.0
+    for server in servers:
+        stats, cpu = await server.info("stats"), await server.info("cpu")
+        wire_bytes += int(stats["total_net_input_bytes"]) + int(stats["total_net_output_bytes"])
+        seconds += float(cpu["used_cpu_user"]) + float(cpu["used_cpu_sys"])
+    return wire_bytes, seconds

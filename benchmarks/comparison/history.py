@@ -93,8 +93,8 @@ async def _ask_each(databases: Databases, *statements: str) -> None:
 
 async def history(bench: Bench) -> list[Figure]:
     """Threads of 10, 1,000 and 100,000 checkpoints; then tables of a million."""
-    depths: Sequence[int] = bench.choose((10, 1_000, 100_000), (10, 10_000), (10, 1_000))
-    total: int = bench.choose(1_000_000, 0, 2_000)
+    depths: Sequence[int] = bench.choose((10, 1_000, 100_000), (10, 10_000), (10, 100))
+    total: int = bench.choose(1_000_000, 0, 200)
     async with (
         bench.more_databases("history") as databases,
         bench.more_peers(databases, CONTENDERS, "history") as peers,

@@ -22,7 +22,7 @@ Call = Callable[[], Awaitable[Any]]
 
 Metric = Literal["p50_ms", "p99_ms", "per_second", "cpu_ms"]
 
-Count = Literal["redis_steps", "redis_kb"]
+Count = Literal["redis_steps", "redis_kb", "redis_ms"]
 
 SETTLE_SECONDS: Final = QUIET_SECONDS + 0.1
 """How long Glasspoint is left alone until its background work for earlier writes is done: a burst ends after
@@ -41,6 +41,7 @@ class Sample:
         statements: How many statements PostgreSQL was sent, where that was counted.
         redis_steps: How many commands Redis was sent for one, where that was counted.
         redis_kb: How many kB went to Redis and came from it for one, where that was counted.
+        redis_ms: What one took of Redis's processor time, of all its servers, where that was counted.
     """
 
     calls: int
@@ -51,6 +52,7 @@ class Sample:
     statements: int | None = None
     redis_steps: float | None = None
     redis_kb: float | None = None
+    redis_ms: float | None = None
 
 
 Slice = Callable[[], Awaitable[Sample]]

@@ -16,8 +16,9 @@ from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
 
 from chaos.chain_faults import ChainFault
 from chaos.chain_history import Stored
+from copied_postgres import CopiedPostgres
 from glasspoint import CachedPostgresSaver
-from glasspoint.embedded import EmbeddedPostgres, EmbeddedRedis
+from glasspoint.embedded import EmbeddedRedis
 from glasspoint.model.lineage import SET_ASIDE
 from redis_nodes import OPTIONS, Nodes, start_node, wait
 
@@ -91,7 +92,7 @@ class ChainServers:
     """
 
     def __init__(self, *, in_cluster: bool = False) -> None:
-        self.postgres = EmbeddedPostgres(durable=True)
+        self.postgres = CopiedPostgres(durable=True)
         self.redis: EmbeddedRedis | MastersOfACluster = MastersOfACluster() if in_cluster else EmbeddedRedis()
         self.url = ""
         self.away: list[tuple[float, float]] = []

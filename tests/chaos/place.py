@@ -34,12 +34,22 @@ class Place:
 
     _module = "chaos.worker"
 
-    def __init__(self, number: int, servers: Servers, directory: Path, *, seed: int, sabotage: str) -> None:
+    def __init__(
+        self,
+        number: int,
+        servers: Servers,
+        directory: Path,
+        *,
+        seed: int,
+        sabotage: str,
+        pauses: float = 1.0,
+    ) -> None:
         """Args:
         number: Counted from 0.
         directory: Where its workers write their histories.
         seed: For what they draw.
         sabotage: What is broken in them, if anything.
+        pauses: How many times as long as usual they pause between their reads.
         """
         self.number = number
         self.name = f"worker{number}"
@@ -55,6 +65,7 @@ class Place:
         self._directory = directory
         self._seed = seed
         self._sabotage = sabotage
+        self._pauses = pauses
         self._incarnation = 0
         self._killed = False
         self._process: preforked.Process | None = None
@@ -170,7 +181,7 @@ class Place:
         with (self._directory / f"{self.name}.log").open("ab") as log:
             return await preforked.start(
                 RUN.format(module=self._module),
-                *("--seed", str(self._seed)),
+                *("--seed", str(self._seed), "--pauses", str(self._pauses)),
                 *("--history", str(self._directory / f"{self.name}-{self._incarnation:03}.jsonl")),
                 *databases,
                 *("--redis", self._servers.redis.url(ports.__getitem__)),

@@ -72,6 +72,8 @@ class Settings:
         bound_seconds: How long such a write may go unnoticed by others: see `checker.judge`.
         workers, conversations: How many of each at a time. Every second conversation is in another database.
         turns: How many a conversation has, at least and at most.
+        pauses: How many times as long as usual it is quiet between reads and between turns: with 1, the
+            processes use a core and a half.
         keep: Where to leave the workers' histories; nowhere if it is not set.
         sabotage: What is broken in the workers on purpose.
     """
@@ -85,6 +87,7 @@ class Settings:
     workers: int = 3
     conversations: int = 8
     turns: tuple[int, int] = (3, 20)
+    pauses: float = 1.0
     keep: Path | None = None
     sabotage: str = ""
 
@@ -196,7 +199,14 @@ class _Chaos:
         self._settings = settings
         self._servers = servers
         self._places = [
-            Place(number, servers, directory, seed=settings.seed, sabotage=settings.sabotage)
+            Place(
+                number,
+                servers,
+                directory,
+                seed=settings.seed,
+                sabotage=settings.sabotage,
+                pauses=settings.pauses,
+            )
             for number in range(settings.workers)
         ]
         self._foreign = ForeignPlace(servers, directory, seed=settings.seed)
@@ -296,12 +306,12 @@ class _Chaos:
                 if await place.turn(database, thread, turn, stumble, threads):
                     break
                 stumble = ""
-            await asyncio.sleep(_PAUSE_SECONDS)
+            await asyncio.sleep(self._settings.pauses * _PAUSE_SECONDS)
         return is_foreign
 
     async def _pause(self) -> None:
         """As people do: mostly they say the next thing at once, and sometimes they think."""
-        seconds = _PAUSE_SECONDS
+        seconds = self._settings.pauses * _PAUSE_SECONDS
         if self._dice.random() < _LONG_PAUSES:
             seconds = self._dice.uniform(*_LONG_PAUSE_SECONDS)
         await self._wait(seconds)

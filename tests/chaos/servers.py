@@ -25,6 +25,7 @@ from chaos.faults import Fault, FaultFailedError
 from chaos.history import Truth, digest, digest_of_values
 from chaos.sentinel_deployment import SentinelDeployment
 from chaos.windows import ALWAYS, Cut, Span
+from copied_postgres import CopiedPostgres
 from glasspoint import CachedPostgresSaver
 from glasspoint.embedded import EmbeddedPostgres
 
@@ -258,7 +259,7 @@ async def run_servers(*, redis: str = "single", is_watched: bool = True) -> Asyn
         is_watched: Make the triggers that note what other software writes.
     """
     # Durable: a crash of PostgreSQL must not lose what it acknowledged, that would be its own doing.
-    postgres, deployment = EmbeddedPostgres(durable=True), DEPLOYMENTS[redis]()
+    postgres, deployment = CopiedPostgres(durable=True), DEPLOYMENTS[redis]()
     try:
         await asyncio.gather(asyncio.to_thread(postgres.start), asyncio.to_thread(deployment.start))
         for database in _DATABASES.values():

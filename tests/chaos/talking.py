@@ -240,6 +240,7 @@ def parse_arguments(description: str | None) -> Namespace:
     parser.add_argument("--redis", required=True)
     parser.add_argument("--line", action="append", default=[], help="PORT=PORT: a server's, and its line's")
     parser.add_argument("--seed", required=True)
+    parser.add_argument("--pauses", type=float, default=1.0, help="times as long as usual")
     parser.add_argument("--parent", type=int, required=True, help="the process that wants this one")
     given = parser.parse_args()
     given.databases = dict(each.split("=", 1) for each in given.database)

@@ -99,12 +99,14 @@ async def open_recording(
 class Worker(Talker):
     """What one process does."""
 
-    def __init__(self, savers: Mapping[str, RecordingSaver], history: HistoryFile) -> None:
+    def __init__(self, savers: Mapping[str, RecordingSaver], history: HistoryFile, *, pauses: float) -> None:
         """Args:
         savers: Database -> the saver for it.
         history: Where everything is written down.
+        pauses: How many times as long as usual it pauses between its reads.
         """
         super().__init__(savers, history)
+        self._pause_seconds = pauses * _PAUSE_SECONDS
         self._reading = savers
         self._threads: list[tuple[str, str]] = []
 
@@ -118,7 +120,7 @@ class Worker(Talker):
         """Read conversations, those in which others talk just now as well."""
         newest: dict[tuple[str, str, str], str] = {}
         while True:
-            await asyncio.sleep(random.uniform(0, 2 * _PAUSE_SECONDS))
+            await asyncio.sleep(random.uniform(0, 2 * self._pause_seconds))
             if not self._threads:
                 continue
             scope = *random.choice(self._threads), random.choice(NAMESPACES)
@@ -147,7 +149,7 @@ async def main() -> None:
         for name, url in given.databases.items():
             opening = open_recording(name, url, given.redis, history, parent=given.parent)
             savers[name] = await opened.enter_async_context(opening)
-        await Worker(savers, history).run()
+        await Worker(savers, history, pauses=given.pauses).run()
 
 
 if __name__ == "__main__":

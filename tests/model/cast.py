@@ -15,6 +15,7 @@ from glasspoint.savers.bursts import Burst
 from model import store
 from model.terms import (
     HERE,
+    SCOPE,
     Call,
 )
 
@@ -91,6 +92,7 @@ class Actor:
         session: PostgreSQL's connection; a new one after a cut.
         connected: To which start of PostgreSQL.
         is_early: Whether that ended before the call had begun: then it begins later.
+        is_behind: Whether its read is excused, because its process does not know of a cluster's change.
     """
 
     name: str
@@ -105,6 +107,7 @@ class Actor:
     session: int = 0
     connected: int = 0
     is_early: bool = False
+    is_behind: bool = False
     crashed: bool = False
     task: asyncio.Task[None] | None = None
 
@@ -133,6 +136,8 @@ def can_tell(process: Process) -> bool:
     if process.is_foreign or process.is_cut_off or process.is_forbidden:
         return False
     l1 = process.saver._l1
+    if process.saver._parts.cluster is not None:
+        return not l1.is_left_alone(SCOPE)
     return bool(process.saver._parts.breaker.is_closed and l1.is_identified and not l1.quarantine)
 
 

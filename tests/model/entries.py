@@ -16,6 +16,8 @@ from model.terms import (
 )
 from model.wires import Wire
 
+_EPOCH = b", epoch "
+
 
 class Reigns(store.Reigns):
     """The first one here is `here 0`, the next `here 1`."""
@@ -23,11 +25,37 @@ class Reigns(store.Reigns):
     def __init__(self) -> None:
         self._names: dict[str, str] = {}
         self._current: dict[str, str] = {}
+        self._masters: dict[bytes, bytes] = {}
 
     def forget(self) -> None:
         """A new run."""
         self._names.clear()
         self._current.clear()
+        self._masters.clear()
+
+    def meet_master(self, where: str, process: str) -> None:
+        """A master of a cluster reigns.
+
+        Args:
+            process: What its reign begins with; the configuration epoch follows.
+        """
+        number = sum(name.startswith(where.encode()) for name in self._masters.values())
+        self._masters.setdefault(process.encode(), f"{where} {number}".encode())
+
+    def of_master(self, reign: Any) -> Any:
+        """Return what the reign of a master is called, as it stands in an entry; anything else as it is."""
+        if not isinstance(reign, bytes) or not self._masters:
+            return reign
+        process, _, epoch = reign.rpartition(b".")
+        if reign in self._masters:  # where a mutation leaves the epoch out
+            return self._masters[reign]
+        return self._masters[process] + _EPOCH + epoch if process in self._masters else reign
+
+    def real_of_master(self, name: bytes) -> bytes:
+        """Return the reign of a master that is called so."""
+        master, *epoch = name.split(_EPOCH)
+        process = next(process for process, its in self._masters.items() if its == master)
+        return b".".join((process, *epoch))
 
     def meet(self, where: str, reign: str) -> None:
         """A server reigns."""
@@ -133,6 +161,51 @@ class Entries:
         if self.replayed is None:
             self.unsent.setdefault(where, []).extend(commands)
 
+    def state(self) -> tuple[Any, ...]:
+        """What of all that a run can depend on."""
+        return tuple(
+            sorted(
+                (self.reigns.shown(key), self.canonical(entry))
+                for (_, key), entry in self.now.items()
+                if not self.reigns.is_of_the_past(key)
+            )
+        )
+
+    def run(self, where: str, key: bytes, script: tuple[Any, ...]) -> Outcome:
+        """Send a script, and look what it leaves."""
+        look = ("HGETALL", key), ("PTTL", key)
+        return Outcome(*self.wires[where].send(*self.unsent.pop(where, ()), script, *look)[-3:])
+
+    def replay(self) -> Outcome | None:
+        """Return what Redis did next in the run that is repeated; `None`: ask Redis."""
+        return None if self.replayed is None else self.replayed.popleft()
+
+    def record(self, outcome: Outcome) -> None:
+        """Remember what Redis did."""
+        self.outcomes.append(outcome)
+
+    def canonical(self, entry: dict[bytes, bytes]) -> tuple[Any, ...]:
+        """Without the clock: what a name ends with, and what of a deadline is not whether it has passed."""
+        return tuple(sorted((UNIQUE.sub(b"", k), self._canonical_value(k, v)) for k, v in entry.items()))
+
+    def _canonical_value(self, field_: bytes, value: bytes) -> bytes:
+        if field_.startswith(b"i:"):
+            return b"live" + value[-2:] if len(value) > 10 else b"expired" + value[-2:]
+        if field_ == b"reign":
+            reign: bytes = self.reigns.of_master(value)
+            return reign
+        return UNIQUE.sub(b"", value) if field_ == b"lease" else value
+
+    def canonical_answer(self, answer: Any) -> Any:
+        """A result of a step, likewise."""
+        if isinstance(answer, bytes):
+            return UNIQUE.sub(b"", answer)
+        if isinstance(answer, list):
+            if len(answer) == 2 and isinstance(answer[1], list) and isinstance(answer[1][0], bytes):
+                return answer[0], self.canonical(dict(zip(answer[1][::2], answer[1][1::2], strict=True)))
+            return tuple(self.canonical_answer(each) for each in answer)
+        return answer
+
     def label(self, place: Place) -> tuple[str, ...]:
         """What a key is called in a move: nothing, if it is that which the run began with."""
         if place == self.first:
@@ -151,14 +224,3 @@ def is_live(field_: bytes, value: bytes) -> bool:
 
 
 UNIQUE = re.compile(rb"(?<=[a-z0-9_])\.\d{9,}\.\d{1,6}$")
-
-
-def canonical(entry: dict[bytes, bytes]) -> tuple[Any, ...]:
-    """Without the clock: what a name ends with, and what of a deadline is not whether it has passed."""
-    return tuple(sorted((UNIQUE.sub(b"", k), _canonical_value(k, v)) for k, v in entry.items()))
-
-
-def _canonical_value(field_: bytes, value: bytes) -> bytes:
-    if field_.startswith(b"i:"):
-        return b"live" + value[-2:] if len(value) > 10 else b"expired" + value[-2:]
-    return UNIQUE.sub(b"", value) if field_ == b"lease" else value

@@ -12,6 +12,8 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import lru_cache
+from types import SimpleNamespace
 
 import pytest
 
@@ -19,11 +21,15 @@ from glasspoint.coherence.identity import IdentityKeeper
 from glasspoint.coherence.sweeper import Sweeper
 from glasspoint.embedded import EmbeddedRedis
 from glasspoint.l1.cache import Cache
+from glasspoint.l1.cluster import ClusterCache
+from glasspoint.l1.epoch import EpochKeeper
 from glasspoint.l2.retrying import Retries
 from glasspoint.savers.bursts import Bursts
 from model.cast import clock, new_token
 from model.frozen import FrozenLoop, NoSleep
-from model.terms import Move, Outcome, Scenario, Violation
+from model.slot_world import SlotWorld
+from model.terms import Move, Outcome, Scenario, Touched, Violation
+from model.two_masters import TwoMasters
 from model.world import World
 
 FAULTS = (
@@ -48,7 +54,8 @@ with its scripts; `unsaid`, `unheard` a step gets no answer from Redis, and was 
 connection to PostgreSQL breaks, a statement may or may not take effect; `refuse` PostgreSQL answers with an
 error; `cancel` the caller gives up; `cut_off` a process does not reach Redis from now on, until it does
 again; `open` its breaker opens; `forbid` Redis refuses it the key of the scope from now on, until it does
-not any more; `lose_fences` all fences are gone. Also `reboot`: a restart that is one. What happens to
+not any more; `lose_fences` all fences are gone. Also `reboot`: a restart that is one; and in a cluster
+`promote`: a replica of the slot's master takes over, with what it has of the entry. What happens to
 PostgreSQL itself: `terms.CHANGES`."""
 
 
@@ -67,6 +74,7 @@ class Report:
         steps: How many actions were taken, those of replays not counted.
         faults: Kind -> how often it was injected, in different states.
         reads: How many reads were judged.
+        excused: How many reads were not, because the process was behind.
         exhaustive: Whether that is all there is.
     """
 
@@ -77,16 +85,24 @@ class Report:
     steps: int = 0
     faults: Counter[str] = field(default_factory=Counter)
     reads: int = 0
+    excused: int = 0
     exhaustive: bool = True
 
 
 @dataclass
 class _Frame:
+    """A state on the way to the present one.
+
+    Attributes:
+        done: Move -> the state that it leads to, and what it touches.
+    """
+
     state: int
     path: tuple[Move, ...]
     outcomes: tuple[Outcome, ...]
     untried: list[Move]
     schedules: int = 0
+    done: dict[Move, tuple[int, Touched | None]] = field(default_factory=dict)
 
 
 _End = tuple[tuple[Move, ...], tuple[Outcome, ...]]
@@ -95,7 +111,7 @@ _End = tuple[tuple[Move, ...], tuple[Outcome, ...]]
 
 def explore(
     scenario: Scenario,
-    server: EmbeddedRedis,
+    server: EmbeddedRedis | TwoMasters,
     *,
     faults: Sequence[str] = (),
     budget: int = 1,
@@ -107,7 +123,7 @@ def explore(
     """Run a scenario through its schedules, with up to `budget` faults in each.
 
     Args:
-        server: A Redis for this alone, which will reign anew many times.
+        server: A Redis for this alone, which will reign anew many times; or a cluster.
         faults: Kinds that may happen, of `FAULTS` and `CHANGES`.
         at_most: Runs; beyond that the exploration is bounded, in an order that `seed` decides.
         start: What every schedule begins with; not for bounded ones.
@@ -119,7 +135,11 @@ def explore(
     with _patched():
         loop = FrozenLoop()
         try:
-            world = World(loop, server, scenario, elsewhere)
+            world = (
+                SlotWorld(loop, server, scenario)
+                if isinstance(server, TwoMasters)
+                else World(loop, server, scenario, elsewhere)
+            )
             try:
                 return _Search(world, faults, budget, at_most, random.Random(seed), start).report()
             finally:
@@ -134,9 +154,15 @@ def _patched() -> Iterator[None]:
         # The globals that their functions see, which of a mutated module are not the module's own.
         cache = Cache.read.__globals__
         patch.setitem(cache, "_new_token", new_token)
+        # Each saver asks for the texts anew when another Redis reigns.
+        epoch = EpochKeeper.meet.__globals__
+        patch.setitem(epoch, "_script_texts", lru_cache(maxsize=8)(epoch["_script_texts"]))
         bursts = Bursts.join.__globals__
         patch.setitem(bursts, "_new_id", new_token)
         patch.setitem(bursts, "monotonic", lambda: 0.0)
+        cluster = ClusterCache.connect.__globals__
+        patch.setitem(cluster, "monotonic", lambda: 0.0)
+        patch.setitem(cluster, "random", SimpleNamespace(shuffle=lambda _: None))
         patch.setitem(cache, "asyncio", NoSleep())
         patch.setitem(Retries.run.__globals__, "asyncio", NoSleep())
         sweeping = Sweeper.round.__globals__
@@ -164,6 +190,7 @@ class _Search:
         self._start = tuple(start)
         self._report = Report(world.scenario.name)
         self._covered: dict[int, int] = {}
+        self._next: dict[tuple[int, Move], int] = {}
 
     def report(self) -> Report:
         try:
@@ -173,10 +200,13 @@ class _Search:
                 self._sample(self._at_most)
         except Violation as exc:
             raise Counterexample(
-                "\n".join([f"{self._world.scenario.name}: {exc}", *self._world.trace, f"({self._report})"])
+                "\n".join(
+                    [f"{self._world.scenario.name}: {exc}", *self._world.told_so_far, f"({self._report})"]
+                )
             ) from exc
         self._report.states = len(self._covered)
         self._report.reads = self._world.reads
+        self._report.excused = self._world.promise.excused
         return self._report
 
     def _search(self) -> None:
@@ -188,10 +218,18 @@ class _Search:
         path = self._start
         while True:
             state = self._world.state()
+            if stack:
+                self._remember(stack[-1], path[-1], state)
             covers = self._covered.get(state)
             if covers is None:
                 if untried := self._moves()[::-1]:
-                    stack.append(_Frame(state, path, tuple(self._world.outcomes), untried))
+                    frame = _Frame(state, path, tuple(self._world.outcomes), untried)
+                    if stack:
+                        self._spare(frame, stack[-1], path[-1])
+                    if frame.untried:
+                        stack.append(frame)
+                    else:
+                        covers = self._covered[state] = frame.schedules
                 else:
                     self._world.finish()
                     covers = self._covered[state] = 1
@@ -211,6 +249,29 @@ class _Search:
             frame = stack[-1]
             path = (*frame.path, frame.untried.pop())
             self._do(path[-1])
+
+    def _remember(self, frame: _Frame, move: Move, state: int) -> None:
+        """A move leads from the state of a frame to another state."""
+        frame.done[move] = state, self._world.touched
+        self._next[frame.state, move] = state
+
+    def _spare(self, frame: _Frame, before: _Frame, move: Move) -> None:
+        """Leave out the moves of a state that lead where another order of the same two moves has led.
+
+        The move that led here and one that was done instead may touch nothing in common. Then both orders do
+        the same, and end in one state, and the other order was walked already, to its end.
+        """
+        _, touched = before.done[move]
+        for other in list(frame.untried):
+            first, touches = before.done.get(other, (None, None))
+            if touched is None or touches is None or first is None or not touched.is_apart_from(touches):
+                continue
+            state = self._next.get((first, move))
+            if state is not None and state in self._covered:
+                frame.untried.remove(other)
+                frame.schedules += self._covered[state]
+                frame.done[other] = state, touches
+                self._next[frame.state, other] = state
 
     def _sample(self, at_most: int) -> None:
         """From a move that was seen and not made, taken at random, always on to the end."""

@@ -13,6 +13,7 @@ from glasspoint.errors import L2DeadlineError, L2UnavailableError
 from model import store
 from model.cast import Gate, Ghost
 from model.changes import CHANGED, may_change
+from model.savers import caches_of
 from model.terms import (
     CHANGES,
     HERE,
@@ -41,6 +42,8 @@ def fault_moves(world: World, kind: str, intents: Collection[str]) -> list[Move]
         return [("lapse", intent) for intent in intents]
     if kind in CHANGES:
         return [(kind,)] if may_change(world, kind) else []
+    if kind == "promote":
+        return world.promotions()
     if kind in REIGNS:
         older = [
             number
@@ -138,6 +141,11 @@ def _reign_anew(world: World, kind: str, number: str, *commands: tuple[Any, ...]
         world.meet()
 
 
+def promote(world: World, number: str) -> None:
+    """A replica of the slot's master is promoted, with what it has."""
+    world.promote(number)
+
+
 def lapse(world: World, intent: str) -> None:
     """An intent expires although its writer lives: its process stood still, and goes on."""
     world.fault(f"lapse: {intent}", lossy=True)
@@ -215,8 +223,9 @@ def open_breaker(world: World, name: str) -> None:
     """The breaker opens, because of steps for other threads."""
     world.fault(f"open: {name}", lossy=True)
     process = world.processes[name]
-    process.saver._l1._unavailable(TimeoutError())
-    process.saver._parts.breaker.trip("explored")
+    for cache in caches_of(process.saver):
+        cache._unavailable(TimeoutError())
+        cache.breaker.trip("explored")
     world.promise.is_wary(process)
     world.has_met(process.actors[0], "open", None)
     for actor in process.actors:
@@ -258,6 +267,7 @@ FAULTS: dict[str, Callable[..., None]] = {
     "failover": failover,
     "restart": restart,
     "reboot": reboot,
+    "promote": promote,
     "lapse": lapse,
     "unsaid": unsaid,
     "unheard": unheard,

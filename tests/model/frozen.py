@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import selectors
-from collections.abc import Awaitable
-from typing import Any
+from collections.abc import Awaitable, Callable
+from contextvars import Context
+from typing import Any, TypeVarTuple
+
+Ts = TypeVarTuple("Ts")
 
 
 class _NoIO(selectors.SelectSelector):
@@ -16,23 +19,47 @@ class _NoIO(selectors.SelectSelector):
         return []
 
 
+class _Never(asyncio.TimerHandle):
+    """A timer that does not fire, so that none has to be kept."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__(0.0, lambda: None, (), loop)
+
+    def cancel(self) -> None:
+        pass
+
+
 class FrozenLoop(asyncio.SelectorEventLoop):
-    """An event loop without I/O and without time: no timeout ever fires."""
+    """An event loop without I/O and without time: no timeout ever fires.
+
+    An exploration spends its time here, so it does no more than that: it neither polls nor keeps timers.
+    """
 
     def __init__(self) -> None:
         super().__init__(_NoIO())
         self.tasks: list[asyncio.Task[Any]] = []
         self.set_task_factory(self._make_task)
+        self._never = _Never(self)
 
     def time(self) -> float:
         return 0.0
 
+    def call_at(
+        self, when: float, callback: Callable[[*Ts], object], *args: *Ts, context: Context | None = None
+    ) -> asyncio.TimerHandle:
+        if when <= 0.0:
+            self.call_soon(callback, *args, context=context)
+        return self._never
+
     def drain(self) -> None:
         """Run until everybody waits at a gate."""
+        ready = self._ready  # type: ignore[attr-defined]
         asyncio._set_running_loop(self)
         try:
-            while self._ready:  # type: ignore[attr-defined]
-                self._run_once()  # type: ignore[attr-defined]
+            while ready:
+                handle = ready.popleft()
+                if not handle._cancelled:
+                    handle._run()
         finally:
             asyncio._set_running_loop(None)
 

@@ -117,6 +117,13 @@ _EVICTED_BETWEEN_TWO_WRITES: tuple[Move, ...] = (
     *steps("p", "put snapshot", "put"),
 )
 
+# The reader looks at PostgreSQL while the fence is all that tells of the burst.
+_FENCED_AND_EVICTED: tuple[Move, ...] = (
+    *steps("p", "begin", "put snapshot", "put", "confirm", "put snapshot"),
+    ("evict",),
+    *steps("r", "read", "select"),
+)
+
 # Some rules have no counterexample, because another rule covers them. They save work, or a wait.
 #
 # - The fence stands until COMMIT was answered: when a burst ends, its writes were answered. A reader that
@@ -149,6 +156,7 @@ MUTATIONS = (
         ),
         _BURST,
         ("evict",),
+        start=_FENCED_AND_EVICTED,
     ),
     Mutation(
         "a further write looks for its own fence",
@@ -156,7 +164,12 @@ MUTATIONS = (
         _BURST,
         ("evict", "lose_fences"),
         budget=2,
-        start=steps("p", "begin", "put snapshot", "put", "confirm"),
+        start=(
+            *steps("p", "begin", "put snapshot", "put", "confirm"),
+            ("evict",),
+            *steps("r", "read"),
+            ("lose_fences",),
+        ),
     ),
     Mutation(
         "SELECT tells of the fence",
@@ -169,12 +182,14 @@ MUTATIONS = (
         ),
         _BURST,
         ("evict",),
+        start=_FENCED_AND_EVICTED,
     ),
     Mutation(
         "a fenced reader does not warm up",
         ((_SAVER, " or stored.is_fenced", ""),),
         _BURST,
         ("evict",),
+        start=_FENCED_AND_EVICTED,
     ),
     Mutation(
         "the fence of another saver contests",
@@ -240,6 +255,7 @@ MUTATIONS = (
         (("confirm.lua", "discard()\n", ""),),
         _BURST,
         ("evict",),
+        start=(*steps("p", "begin", "put snapshot"), ("evict",), *steps("r", "read", "select")),
     ),
     # ---------------------------------------------------------------- COMMIT
     Mutation(
@@ -254,6 +270,7 @@ MUTATIONS = (
         _SPECIAL,
         ("lapse",),
         finds="expires",
+        start=(*steps("v", "begin", "put_writes", "confirm"), ("end", "v", ""), ("lapse", "i:v_0_2")),
     ),
     Mutation(
         "COMMIT needs its own intent armed",
@@ -276,6 +293,7 @@ MUTATIONS = (
         (("commit.lua", "for i = 10, 9 + needed do", "for i = 1, 0 do"),),
         _PUT_AND_WRITES,
         ("evict",),
+        start=(*steps("w", "begin", "put_writes", "confirm"), ("end", "w", ""), *steps("w.end", "commit")),
     ),
     Mutation(
         "upserts of one process that are under way together are not followed",
@@ -384,7 +402,13 @@ MUTATIONS = (
         ),
         _SPECIAL,
         ("cut",),
-        start=(*steps("v", "begin"), ("cut", "v", "put_writes")),
+        start=(
+            *steps("v", "begin"),
+            ("cut", "v", "put_writes"),
+            *steps("v", "put_writes", "confirm"),
+            ("end", "v", ""),
+            *steps("v.end", "commit"),
+        ),
     ),
     Mutation(
         "a deletion tells L1",
@@ -396,6 +420,7 @@ MUTATIONS = (
             ),
         ),
         _DELETE,
+        start=steps("d", "delete", "begin", "commit"),
     ),
     Mutation(
         "the epoch stands in the keys",

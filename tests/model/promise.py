@@ -65,6 +65,8 @@ class Promise:
         is_lossy: Whether the entry may have lost something.
         violation: The first one of the run.
         reads: How many reads were judged, in all runs.
+        excused: How many were not, because the process was behind.
+        is_used, is_changed: Whether the last step has asked what is promised, and whether it has changed it.
         processes, actors: Who acts in the run.
     """
 
@@ -73,8 +75,11 @@ class Promise:
     def __init__(self, reigns: Reigns) -> None:
         self._reigns = reigns
         self._view_of: dict[Any, str] = {}
+        self._view_in: dict[Any, str] = {}
         self.serde: Any = None
+        self.is_used = self.is_changed = False
         self.reads = 0
+        self.excused = 0
         self.violation: Violation | None = None
         self.effects: list[Effect] = []
         self.views: list[str] = []
@@ -99,6 +104,7 @@ class Promise:
         PostgreSQL has lost may be there.
         """
         assert actor.began is not None
+        self.is_used = True
         self.reads += 1
         if self.is_lossy:
             allowed = {self.view(tables) for tables in actor.possible}
@@ -109,6 +115,7 @@ class Promise:
 
     def possible(self, process: Process) -> frozenset[store.Tables]:
         """The tables with every effect that a process must show, and with or without each of the others."""
+        self.is_used = True
         settled, first = self.settled()
         possible = {settled}
         for effect in self.effects[first:]:
@@ -127,6 +134,7 @@ class Promise:
         return tables, len(self.effects)
 
     def require(self, number: int, writer: Process) -> None:
+        self.is_changed = True
         effect = self.effects[number]
         effect.required = True
         effect.late |= {
@@ -143,6 +151,7 @@ class Promise:
 
     def add(self, effect: Effect, after: store.Tables) -> None:
         """PostgreSQL has changed; these are its tables now."""
+        self.is_changed = True
         self.effects.append(effect)
         for actor in self.actors:
             actor.possible |= {applied(tables, effect) for tables in actor.possible}
@@ -152,6 +161,7 @@ class Promise:
 
     def excuse(self, effect: Effect, who: str) -> None:
         """A row was made for an effect, or should have been."""
+        self.is_changed = True
         [writer] = [actor.process for actor in self.actors if actor.name == who.split("/")[0]]
         effect.has_row, effect.astray = True, None
         effect.excused = {p.name for p in self.processes.values() if p is not writer and not p.is_wary}
@@ -167,6 +177,7 @@ class Promise:
 
     def is_wary(self, process: Process) -> None:
         """A process has met a failure, or knows that what it trusted is of the past."""
+        self.is_changed = True
         process.is_wary = True
         for number in self.effects_of(process):
             self.effects[number].is_untold = True
@@ -177,6 +188,7 @@ class Promise:
     def has_asked(self, process: Process, statement: tuple[Any, ...], answer: Any) -> None:
         """A process has done a statement. What does it know now, and is it the last one of a sweep?"""
         label = statement[0]
+        self.is_changed = self.is_changed or label in _TELLING
         if label == "renew" and answer is not None:
             process.is_late = False
         if process.is_disconnected:
@@ -199,6 +211,7 @@ class Promise:
 
     def has_dropped(self, process: Process) -> None:
         """The entry is gone: whoever reads it under these keys sees what was written until now."""
+        self.is_changed = True
         for number in self.effects_of(process):
             self.effects[number].excused -= self.users_of_keys(process)
 
@@ -228,6 +241,13 @@ class Promise:
         return None if process.is_foreign else process.saver._parts.identity.identity
 
     def view(self, tables: store.Tables) -> str:
+        """What a read of the explored scope shows in these tables."""
+        seen = tables.checkpoints, tables.blobs, tables.writes
+        if seen not in self._view_in:
+            self._view_in[seen] = self._view(tables)
+        return self._view_in[seen]
+
+    def _view(self, tables: store.Tables) -> str:
         _, (row, _) = store.execute(tables, "", ("select", SCOPE, None))
         if row not in self._view_of:
             stored = store.stored_checkpoint(SCOPE, row)
@@ -235,6 +255,9 @@ class Promise:
             self._view_of[row] = text_of(stored and codec.decode_tuple(serde, stored))
         return self._view_of[row]
 
+
+_TELLING = ("look", "greet", "renew", "delete rows")
+"""The statements from which a process learns what it may trust."""
 
 TABLES = ("checkpoints", "blobs", "writes")
 

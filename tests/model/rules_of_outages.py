@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from model.mutations import Mutation
+from model.mutations import Mutation, steps
 from model.outages import QUARANTINED, REFUSED_ONCE
 from model.terms import Move
 
@@ -69,6 +69,7 @@ RULES_OF_OUTAGES = (
         ((_WRITE, "return Announced(is_journalled=True)", "return Announced()"),),
         _NEW,
         ("cut_off",),
+        start=(*steps("s", "look"), *steps("r", "read"), *steps("n", "look", "read", "read")),
     ),
     Mutation(
         "a deletion that Redis was not told of makes a row",
@@ -113,7 +114,14 @@ RULES_OF_OUTAGES = (
         ),
         _OWN,
         ("evict", "cut_off"),
-        start=(*_EVICTED, *_WARMED_UP_BEFORE_THE_WRITE),
+        start=(
+            *_EVICTED,
+            *_WARMED_UP_BEFORE_THE_WRITE,
+            *steps("v", "read"),
+            ("cut_off", "w"),
+            *steps("w", "confirm"),
+            *steps("w.end", "drop", "unfence"),
+        ),
     ),
     Mutation(
         "rows are deleted after DROP",
@@ -225,7 +233,13 @@ RULES_OF_OUTAGES = (
         ),
         "read, put_writes || its sweeper, twice || its reader",
         ("open",),
-        start=(("open", "w"), ("step", "w", "read")),
+        start=(
+            ("open", "w"),
+            *steps("w", "read"),
+            *steps("s", "look"),
+            *steps("w", "select"),
+            *steps("s", "count", "look"),
+        ),
     ),
     Mutation(
         "a doubt that arises during a sweep outlives it",

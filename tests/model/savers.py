@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
 from psycopg_pool import AsyncConnectionPool
+from redis.asyncio import RedisCluster
 
-from glasspoint.embedded import EmbeddedRedis
 from glasspoint.savers import cached as saver
 from glasspoint.savers.bursts import Burst
 from glasspoint.telemetry.events import Telemetry
@@ -25,11 +25,15 @@ if TYPE_CHECKING:
     from model.world import World
 
 
-def make_saver(world: World, name: str, where: str, server: EmbeddedRedis) -> Any:
-    """A saver whose Redis and PostgreSQL wait at the gates of a world."""
-
-    client = SteppedRedis(port=server.port)
+def make_client(world: World, where: str, port: int) -> SteppedRedis:
+    """A client of one server, whose scripts wait at the gates of a world."""
+    client = SteppedRedis(port=port)
     client.world, client.where = world, where
+    return client
+
+
+def make_saver(world: World, name: str, client: SteppedRedis | RedisCluster) -> Any:
+    """A saver whose Redis and PostgreSQL wait at the gates of a world."""
     pool: Any = AsyncConnectionPool("", open=False)
     made = saver.CachedPostgresSaver(
         AsyncPostgresSaver(pool),
@@ -78,20 +82,30 @@ def burst_state(burst: Burst) -> tuple[Any, ...]:
     )
 
 
-Memory = list[tuple[dict[str, Any], dict[str, Any]]]
-"""Of each part the attributes that are never changed in place, and the others."""
+Memory = list[tuple[dict[str, Any], dict[str, Any], dict[str, Any]]]
+"""The attributes of each part; as they were: those that are never changed in place, and the others."""
+
+
+def caches_of(saver: Any) -> tuple[Any, ...]:
+    """The cache of each master that a saver knows; without a cluster, its only one."""
+    caches: tuple[Any, ...] = saver._l1.shards if saver._parts.cluster is None else saver._l1.nodes
+    return caches
 
 
 def _parts_of(saver: Any) -> tuple[Any, ...]:
     """What of a saver remembers anything about L1 or L2."""
-    l1 = saver._l1, saver._l1.trust, saver._l1._epochs, saver._l1.quarantine
-    return (*l1, saver._parts.identity, saver._parts.sweeper, saver._bursts, saver._bursts._fences)
+    caches = caches_of(saver)
+    l1 = [part for each in caches for part in (each, each.breaker, each.trust, each._epochs)]
+    router = () if saver._parts.cluster is None else (saver._l1,)
+    parts = saver._l1.quarantine, saver._parts.identity, saver._parts.sweeper
+    return (*router, *l1, *parts, saver._bursts, saver._bursts._fences)
 
 
 def memory_of(saver: Any) -> Memory:
     kinds = (set, list, dict, asyncio.Lock)
     return [
         (
+            vars(part),
             {name: value for name, value in vars(part).items() if not isinstance(value, kinds)},
             {name: copy(value) for name, value in vars(part).items() if isinstance(value, kinds)},
         )
@@ -99,8 +113,8 @@ def memory_of(saver: Any) -> Memory:
     ]
 
 
-def recall(saver: Any, memory: Memory) -> None:
-    for part, (attributes, changing) in zip(_parts_of(saver), memory, strict=True):
-        vars(part).update(attributes)
+def recall(memory: Memory) -> None:
+    for part, attributes, changing in memory:
+        part.update(attributes)
         for name, value in changing.items():
-            vars(part)[name] = asyncio.Lock() if isinstance(value, asyncio.Lock) else copy(value)
+            part[name] = asyncio.Lock() if isinstance(value, asyncio.Lock) else copy(value)

@@ -386,6 +386,9 @@ _STATEMENTS: dict[str, Callable[..., tuple[Tables, Any]]] = {
     "compact": _compact,
 }
 
+READING = ("select", "put snapshot", "still there", "look", "greet", "count")
+"""The statements that change nothing."""
+
 FOREIGN = ("foreign put", "foreign put_writes", "foreign delete")
 EFFECTS = ("put", "put_writes", "commit", *FOREIGN)
 

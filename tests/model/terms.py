@@ -14,9 +14,11 @@ CONFIG: Any = {"configurable": SCOPE._asdict()}
 # An intent lasts longer than an image here, and no run as long as either.
 WRITE_DEADLINE_SECONDS = 100_000.0
 TTL_SECONDS = 100.0
-REIGNS = ("restart", "failover", "reboot")
+REIGNS = ("restart", "failover", "reboot", "promote")
 HERE, THERE = "here", "there"
-"""The two servers that a process may take for its Redis. Faults of Redis happen to the first."""
+"""The two servers that a process may take for its Redis. Faults of Redis happen to the first.
+
+Of a cluster: its two masters. The slot of the explored scope is on the first at the beginning."""
 
 # How long a process waits that is detached, and a little more.
 A_MINUTE = 61.0
@@ -28,6 +30,46 @@ the cache to another Redis."""
 
 Move = tuple[str, ...]
 """What can be done next: `step`, `crash`, … and whom or what it is about."""
+
+
+class SlotStep(NamedTuple):
+    """A part of a slot's move, as one step of a schedule.
+
+    Attributes:
+        to: The master that the slot moves to.
+        does: `begin`: the owner answers ASK for keys that it does not hold. `carry`: the key moves. `arrive`:
+            the slot has the other owner. Or `call off`: the owner keeps the slot, and the key comes back; in
+            two parts, `stay` and `bring back`.
+    """
+
+    to: str
+    does: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return f"{', '.join(self.does)}, {self.to}"
+
+
+class Touched(NamedTuple):
+    """What a step has touched: two steps of different processes that touch nothing in common can be done in
+    either order.
+
+    Attributes:
+        process: Whose step it was.
+        reads, writes: Of `REDIS`, `TABLES`, `PROMISE`.
+    """
+
+    process: str
+    reads: frozenset[str]
+    writes: frozenset[str]
+
+    def is_apart_from(self, other: Touched) -> bool:
+        """Whether the order of this step and another one does not matter."""
+        return self.process != other.process and not (
+            self.writes & (other.reads | other.writes) or other.writes & self.reads
+        )
+
+
+REDIS, TABLES, PROMISE = "redis", "tables", "promise"
 
 Place = tuple[str, bytes]
 """A server, and a key there."""
@@ -62,6 +104,9 @@ class Scenario:
         there: Processes of another Redis; they are opening, too.
         foreign: Other software: it writes to PostgreSQL, and knows of no Redis.
         slow: Actors whose answers are under way for a step of its own.
+        slot: In a Redis Cluster: how the slot of the scope moves, step by step, while the actors act.
+        newest: The master that has the greatest configuration epoch at the beginning. It takes no new one
+            when the slot arrives.
     """
 
     name: str
@@ -76,6 +121,8 @@ class Scenario:
     there: Collection[str] = ()
     foreign: Collection[str] = ()
     slow: Collection[str] = ()
+    slot: Sequence[SlotStep] = ()
+    newest: str = HERE
 
 
 class Outcome(NamedTuple):

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import hiredis
+from redis._parsers import BaseParser
 from redis._parsers.helpers import parse_info
 from redis.asyncio import Redis
 from redis.exceptions import NoScriptError, ResponseError
@@ -39,15 +40,24 @@ class Wire:
         self._socket.close()
 
 
+_REDIRECTIONS = ("MOVED ", "ASK ", "TRYAGAIN ", "CLUSTERDOWN ")
+_parse_error: Callable[[str], Exception] = BaseParser.parse_error
+
+
 def raise_error(answer: Any) -> Any:
     if isinstance(answer, hiredis.ReplyError):
         text = str(answer)
+        if text.startswith(_REDIRECTIONS):
+            raise _parse_error(text)
         raise NoScriptError(text) if text.startswith("NOSCRIPT") else ResponseError(text)
     return answer
 
 
 class SteppedRedis(Redis):
-    """The savers' client: every script waits at a gate; what the epoch asks for is answered at once."""
+    """The savers' client: every script waits at a gate; what the epoch asks for is answered at once.
+
+    In a cluster, a look at the slots or at the configuration epoch waits at a gate, too.
+    """
 
     world: World
     where: str
@@ -55,16 +65,22 @@ class SteppedRedis(Redis):
     async def evalsha(self, sha: Any, numkeys: int, *keys_and_args: Any) -> Any:
         return await self.world.pass_redis(self.where, sha, numkeys, *keys_and_args)
 
+    async def execute_command(self, *command: Any, **_: Any) -> Any:
+        return await self.world.pass_node(self.where, command)
+
     def pipeline(self, transaction: bool = True, shard_hint: Any = None) -> Any:
-        return _Pipeline(self.world.entries.wires[self.where])
+        return _Pipeline(self.world, self.where)
 
 
-_parse: Callable[[Any], Any] = parse_info
+parse: Callable[[Any], Any] = parse_info
+
+SLOTS_AND_NODES = [("CLUSTER", "SLOTS"), ("CLUSTER", "NODES")]
+"""What a node of a cluster is asked for the topology."""
 
 
 class _Pipeline:
-    def __init__(self, wire: Wire) -> None:
-        self._wire = wire
+    def __init__(self, world: World, where: str) -> None:
+        self._world, self._where = world, where
         self._commands: list[tuple[Any, ...]] = []
 
     async def __aenter__(self) -> _Pipeline:
@@ -79,9 +95,20 @@ class _Pipeline:
     def script_load(self, text: str) -> None:
         self._commands.append(("SCRIPT", "LOAD", text))
 
+    def execute_command(self, *command: Any) -> None:
+        self._commands.append(command)
+
     async def execute(self) -> list[Any]:
-        answers = [raise_error(answer) for answer in self._wire.send(*self._commands)]
+        if self._commands == SLOTS_AND_NODES:
+            answer: list[Any] = await self._world.pass_node(self._where, ("CLUSTER", "SLOTS"))
+            return answer
+        answers = self._world.entries.wires[self._where].send(*self._commands)
         return [
-            _parse(answer) if command[0] == "INFO" else answer
+            self._result(command, raise_error(answer))
             for command, answer in zip(self._commands, answers, strict=True)
         ]
+
+    def _result(self, command: tuple[Any, ...], answer: Any) -> Any:
+        if command[0] == "INFO":
+            return parse(answer)
+        return self._world.told(self._where, answer) if command == ("CLUSTER", "INFO") else answer

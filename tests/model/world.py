@@ -21,6 +21,7 @@ what it reads. After that, never.
 `terms` has the words, `cast` who acts, `frozen` the event loop. `entries` is Redis as it is known here,
 `wires` the way to it; `store` is PostgreSQL. `savers` makes the savers.
 `faults` and `changes` are what goes wrong. By `promise`, reads are judged.
+`slot_world` is the same in a Redis Cluster, where a slot moves.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+import hiredis
 from redis.exceptions import ResponseError
 
 from glasspoint.embedded import EmbeddedRedis
@@ -43,23 +45,27 @@ from glasspoint.l1.breaker import Breaker
 from model import store
 from model.cast import ACTOR, Actor, Gate, Ghost, Process, broken, can_tell
 from model.changes import has_moved
-from model.entries import UNIQUE, Entries, canonical
+from model.entries import UNIQUE, Entries
 from model.faults import FAULTS, fault_moves
 from model.frozen import FrozenLoop
-from model.printed import canonical_answer, short, text_of
+from model.printed import short, text_of
 from model.promise import Effect, Promise, changed_rows
-from model.savers import Memory, burst_state, make_saver, memory_of, recall
+from model.savers import Memory, burst_state, caches_of, make_client, make_saver, memory_of, recall
 from model.terms import (
     A_MINUTE,
     CONFIG,
     HERE,
+    PROMISE,
+    REDIS,
     REIGNS,
     SCOPE,
+    TABLES,
     THERE,
     Move,
     Outcome,
     Place,
     Scenario,
+    Touched,
     Violation,
 )
 from model.wires import Wire, raise_error
@@ -77,7 +83,7 @@ class World:
         gates: Where they wait.
         ghosts: Statements that may yet take effect.
         faults: The kinds of faults that have happened in this run.
-        trace: What has happened in this run, a line an action.
+        trace: What has happened in this run: a line an action, or actor, step and answer.
         starts: How often PostgreSQL has broken all connections.
         epoch_changed: Whether another Redis has begun to reign.
         is_moved: Whether the identity has changed.
@@ -92,8 +98,8 @@ class World:
     ) -> None:
         self.scenario = scenario
         self.server = server
-        servers = {HERE: server} | ({THERE: elsewhere} if elsewhere is not None else {})
-        self.entries = Entries({where: Wire(each.port) for where, each in servers.items()})
+        self._servers = {HERE: server} | ({THERE: elsewhere} if elsewhere is not None else {})
+        self.entries = self._make_entries({where: Wire(each.port) for where, each in self._servers.items()})
         self.promise = Promise(self.entries.reigns)
         self.tables = store.Tables()
         self.loop = loop
@@ -102,11 +108,13 @@ class World:
         self.gates: list[Gate] = []
         self.ghosts: list[Ghost] = []
         self.faults: list[str] = []
-        self.trace: list[str] = []
+        self.trace: list[str | tuple[str, str, Any]] = []
         self.starts = 0
         self.epoch_changed = False
         self.is_moved = False
         self._names: dict[str, str] = {}
+        self._touched: tuple[str, set[str], set[str]] | None = None
+        self._ends: set[int] = set()
         self._dead = False
         self._is_alone = False
         loop.set_exception_handler(self._unexpected)
@@ -114,10 +122,9 @@ class World:
         try:
             names = ("observer", *(name for name in scenario.actors if name not in scenario.shares))
             self._savers = {
-                name: make_saver(self, name, where, servers[where])
+                name: make_saver(self, name, self._make_client(name))
                 for name in names
                 if name not in scenario.foreign
-                for where in [THERE if name in scenario.there else HERE]
             }
         finally:
             asyncio._set_running_loop(None)
@@ -131,7 +138,71 @@ class World:
         self._recall()
         self._prepare()
 
+    # ------------------------------------------------------------------ what a cluster does otherwise
+
+    def _make_entries(self, wires: dict[str, Wire]) -> Entries:
+        return Entries(wires)
+
+    def _make_client(self, name: str) -> Any:
+        """The client of a saver."""
+        where = THERE if name in self.scenario.there else HERE
+        return make_client(self, where, self._servers[where].port)
+
+    def _settle(self, process: Process) -> None:
+        """A process sweeps before it is explored."""
+        self._complete(process, process.saver._parts.sweeper.settle())
+
+    def _key(self) -> bytes:
+        """The key of the explored scope."""
+        key: bytes = self.observer._l1.epoch.key(SCOPE)
+        return key
+
+    def _others(self) -> list[Process]:
+        """Who sweeps at the end of a run, beside its processes."""
+        return []
+
+    def _more_moves(self) -> list[Move]:
+        """What else can be done next."""
+        return []
+
+    def promotions(self) -> list[Move]:
+        """How a replica of a master can be promoted next."""
+        raise NotImplementedError
+
+    def promote(self, number: str) -> None:
+        """A replica of a master is promoted."""
+        raise NotImplementedError
+
+    def _more_state(self) -> Any:
+        """What else the rest of the run depends on."""
+        return None
+
+    def _label(self, _where: str, step: str) -> str:
+        """What a step is called that is sent to a server."""
+        return step
+
+    def _has_answered(self, process: Process, step: str, where: str, answer: Any) -> None:
+        """A server has answered a step."""
+        if step == "drop" and not isinstance(answer, hiredis.ReplyError):
+            self.promise.has_dropped(process)
+
+    def told(self, where: str, info: bytes) -> Any:
+        """What a node of a cluster says of it, as it is told to a saver."""
+        raise NotImplementedError
+
+    async def pass_node(self, where: str, command: tuple[Any, ...]) -> Any:
+        """Where a look at a node of a cluster waits."""
+        raise NotImplementedError
+
     # ------------------------------------------------------------------ what the explorer does
+
+    @property
+    def told_so_far(self) -> list[str]:
+        """What has happened in this run, a line an action."""
+        return [
+            each if isinstance(each, str) else f"{each[0]}: {each[1]} -> {short(each[2])}"
+            for each in self.trace
+        ]
 
     @property
     def outcomes(self) -> list[Outcome]:
@@ -211,6 +282,7 @@ class World:
         steps += [("heal", process.name) for process in self.processes.values() if process.is_cut_off]
         steps += [("wait", process.name) for process in self.processes.values() if self._may_wait(process)]
         steps += [("allow", process.name) for process in self.processes.values() if process.is_forbidden]
+        steps += self._more_moves()
         return steps + [move for kind in faults for move in fault_moves(self, kind, intents)]
 
     def do(self, move: Move) -> None:
@@ -220,6 +292,8 @@ class World:
             Violation: A read returned what it must not, or an intent would be forgotten before its deadline.
         """
         kind, *about = move
+        self._touched = None
+        self.promise.is_used = self.promise.is_changed = False
         if kind in FAULTS:
             FAULTS[kind](self, *about)
         else:
@@ -228,6 +302,26 @@ class World:
         if self.promise.violation:
             raise self.promise.violation
 
+    @property
+    def touched(self) -> Touched | None:
+        """What the last move has touched; `None`: perhaps everything."""
+        if self._touched is None:
+            return None
+        process, reads, writes = self._touched
+        reads |= {PROMISE} if self.promise.is_used else set()
+        writes |= {PROMISE} if self.promise.is_changed else set()
+        return Touched(process, frozenset(reads), frozenset(writes))
+
+    def _touch(self, gate: Gate) -> None:
+        name = gate.actor.process.name
+        if gate.tier == "answer":
+            self._touched = name, set(), set()
+        elif gate.tier == "l1":
+            self._touched = name, set(), {REDIS}
+        elif gate.tier == "l2":
+            is_read = gate.statement[0] in store.READING
+            self._touched = name, {TABLES}, set() if is_read else {TABLES}
+
     def state(self) -> int:
         """A hash of all that the rest of the run depends on, and of all that it will be judged by."""
         settled, first = self.promise.settled()
@@ -235,13 +329,8 @@ class World:
             (
                 self.tables,
                 tuple((ghost.who, ghost.statement) for ghost in self.ghosts),
-                tuple(
-                    sorted(
-                        (self.entries.reigns.shown(key), canonical(entry))
-                        for (_, key), entry in self.entries.now.items()
-                        if not self.entries.reigns.is_of_the_past(key)
-                    )
-                ),
+                self.entries.state(),
+                self._more_state(),
                 self.promise.is_lossy,
                 tuple(self.faults),
                 settled,
@@ -301,6 +390,9 @@ class World:
         for actor in self.actors:
             if not (actor.done or actor.crashed):
                 raise Violation(f"{actor.name} waits for ever, at {[g.label for g in self.gates]}")
+        if (end := self._end()) in self._ends:
+            return
+        self._ends.add(end)
         for intent in self.entries.live_intents():
             self.entries.expire(intent)
         self.observer._l1.trust.suspect()
@@ -308,7 +400,7 @@ class World:
         savers = {p.name: p for p in alive if not p.is_foreign}
         if self.is_moved or any(not effect.is_settled for effect in self.promise.effects if effect.required):
             # Each would sweep within a second, and one that is detached takes over within a minute.
-            for process in [*savers.values(), *savers.values()]:
+            for process in 2 * [*savers.values(), *self._others()]:
                 process.clock += A_MINUTE
                 self._complete(process, process.saver._parts.sweeper.round())
         readers = [
@@ -322,6 +414,31 @@ class World:
                     f"in the end a read of {process.name} returned {found}, "
                     f"PostgreSQL holds {self.promise.views[-1]}"
                 )
+
+    def _end(self) -> int:
+        """A hash of all that reads after the end depend on: many runs end in the same way."""
+        processes = (Process("observer", self.observer), *self.processes.values())
+        is_open = any(not effect.is_settled for effect in self.promise.effects if effect.required)
+        return hash(
+            (
+                self.entries.state(),
+                self.tables,
+                self._more_state(),
+                self.is_moved or is_open,
+                self.starts,
+                self.promise.views[-1],
+                tuple(
+                    (
+                        self._mind(each),
+                        each.clock,
+                        each.is_cut_off,
+                        each.is_forbidden,
+                        tuple((actor.crashed, actor.connected) for actor in each.actors),
+                    )
+                    for each in processes
+                ),
+            )
+        )
 
     def _complete(self, process: Process, work: Awaitable[Any]) -> Any:
         """Let a process do something while all others stand still."""
@@ -346,6 +463,8 @@ class World:
         return not gate.statement or self._can(gate.actor.who, gate.statement)
 
     def _can(self, who: str, statement: tuple[Any, ...]) -> bool:
+        if not self.tables.changes:  # nothing is locked
+            return True
         try:
             store.execute(self.tables, who, statement)
         except store.MustWait:
@@ -368,6 +487,7 @@ class World:
     def _do_step(self, name: str, label: str) -> None:
         [gate] = [g for g in self.gates if (g.actor.name, g.label) == (name, label)]
         actor = gate.actor
+        self._touch(gate)
         self.start_call(gate)
         if actor is actor.process.background:
             self._start_readers(actor.process)
@@ -384,8 +504,9 @@ class World:
         if gate.tier == "answer":
             self.trace.append(f"{name}: {label}")
             return
-        self.has_met(actor, label, canonical_answer(answer))
-        self.trace.append(f"{name}: {label} -> {short(answer)}")
+        answer = self.entries.canonical_answer(answer)
+        self.has_met(actor, label, answer)
+        self.trace.append((name, label, answer))
         if name in self.scenario.slow:
             later = Gate(actor, "answer", f"hear {label}", hear, gate.opened, left_behind=gate.left_behind)
             self.gates.append(later)
@@ -425,6 +546,7 @@ class World:
         """No write has come to a burst for a moment."""
         process = self.processes[name]
         [burst] = [each for each in process.bursts if each.scope.checkpoint_ns == namespace]
+        self._touched = name, set(), set()
         self.trace.append(f"a burst of {name} ends")
         self.has_met(self._of_background(process), f"end {namespace}", None)
         token = ACTOR.set(self._of_background(process))
@@ -503,14 +625,16 @@ class World:
                 continue
             if acknowledged:
                 self.trace.append(f"{actor.name}: {call.name} is answered")
-                if call.reads:
+                if call.reads and actor.is_behind:
+                    self.promise.excused += 1
+                elif call.reads:
                     self.promise.judge(actor, text_of(answer))
                 for number in actor.effects:
                     if not self.promise.effects[number].is_untold and can_tell(actor.process):
                         self.promise.effects[number].excused.clear()
                     self.promise.require(number, actor.process)
             actor.position += 1
-            actor.tokens = 0
+            actor.tokens, actor.is_behind = 0, False
             goes_on = any(gate.actor is actor and gate.left_behind is None for gate in self.gates)
             if not (actor.process.is_shared or goes_on):  # as a call may that was cancelled
                 actor.past = 0
@@ -528,26 +652,25 @@ class World:
             if process.is_forbidden:
                 self.promise.is_wary(process)
                 raise ResponseError("No permissions to access a key")
-            outcome = self.entries.replayed.popleft() if self.entries.replayed is not None else None
+            outcome = self.entries.replay()
             if outcome is None:
-                look = ("HGETALL", key), ("PTTL", key)
-                commands = *self.entries.unsent.pop(where, ()), ("EVALSHA", sha, numkeys, key, *args), *look
-                outcome = Outcome(*self.entries.wires[where].send(*commands)[-3:])
-            self.entries.outcomes.append(outcome)
-            if label == "drop":
-                self.promise.has_dropped(process)
+                outcome = self.entries.run(where, key, ("EVALSHA", sha, numkeys, key, *args))
+            self.entries.record(outcome)
+            self._has_answered(process, step, where, outcome.answer)
             if key.endswith(self.entries.suffix):  # not of a probe
                 self._saw((where, key), outcome)
             return raise_error(outcome.answer)
 
-        label = self._script_names()[sha.decode()]
+        step = self._script_name(sha.decode())
+        label = self._label(where, step)
         if not key.endswith(self.entries.suffix) and b"{" in key:
             label += f" {{{key.decode().partition(':{')[2]}"  # of another scope
         left_behind = None
-        if label == "warm_up":
+        if step == "warm_up":
             while any(gate.actor is ACTOR.get() and gate.label == label for gate in self.gates):
                 label += " of a later read"
-            left_behind = hash(tuple(UNIQUE.sub(b"", a) if isinstance(a, bytes) else a for a in args))
+            plain = (self.entries.reigns.of_master(arg) for arg in args)
+            left_behind = hash(tuple(UNIQUE.sub(b"", a) if isinstance(a, bytes) else a for a in plain))
         return await self._pass("l1", label, perform, left_behind=left_behind)
 
     async def pass_postgres(self, statement: tuple[Any, ...]) -> Any:
@@ -638,12 +761,16 @@ class World:
         if process.is_foreign:
             return ()
         cache, keeper = process.saver._l1, process.saver._parts.identity
-        epochs = cache._epochs
         return (
-            cache.trust.is_trusted,
-            process.saver._parts.breaker.state,
-            epochs._trusted,
-            epochs.server and self.entries.reigns.name(epochs.server.reign),
+            tuple(
+                (
+                    each.trust.is_trusted,
+                    each.breaker.state,
+                    each._epochs._trusted,
+                    each.server and self._reign_of(each.server.reign),
+                )
+                for each in caches_of(process.saver)
+            ),
             keeper.identity and keeper.identity.generation,
             keeper._reign and self.entries.reigns.name(keeper._reign),
             keeper._detached_at is None,
@@ -655,6 +782,10 @@ class World:
             tuple(sorted(process.saver._bursts._fences.pending.items())),
             process.saver._bursts._fences.is_removing,
         )
+
+    def _reign_of(self, reign: str) -> Any:
+        """What the reign of a server is called."""
+        return self.entries.reigns.name(reign)
 
     def _make_processes(self) -> None:
         self.processes, self.actors = {}, []
@@ -714,34 +845,41 @@ class World:
         self._names.clear()
         for name, each in self._savers.items():
             where = THERE if name in scenario.there else HERE
-            recall(each, self._virgin[name])
-            server = self.loop.complete(each._l1.connect())
+            recall(self._virgin[name])
+            server = self._complete(Process(name, each, where), each._l1.connect())
             self.entries.reigns.meet(where, server.reign)
             if name not in (*scenario.opening, *scenario.there):
-                self._complete(Process(name, each, where), each._parts.sweeper.settle())
+                self._settle(Process(name, each, where))
                 assert each._l1.trust.is_trusted
+            self._give_breakers(each)
             self._minds[name] = memory_of(each)
-        key = self.observer._l1.epoch.key(SCOPE)
+        key = self._key()
         self.entries.first = HERE, key
         self.entries.suffix = key[key.index(b":{") :]
+
+    @staticmethod
+    def _give_breakers(saver: Any) -> None:
+        for cache in caches_of(saver):
+            cache._available = True
+            # It opens when the explorer says so, and may be probed at once.
+            cache.breaker = Breaker(failures=sys.maxsize, delay_seconds=0, clock=lambda: 0.0)
+        if saver._parts.cluster is None:
+            saver._parts.sweeper._breaker = saver._l1.breaker
+            saver._parts = replace(saver._parts, breaker=saver._l1.breaker)
 
     def _recall(self) -> None:
         """Let the savers, which outlive a run, forget it."""
         for name, each in self._savers.items():
-            recall(each, self._minds[name])
-            each._l1._available = True
-            # It opens when the explorer says so, and may be probed at once.
-            breaker = Breaker(failures=sys.maxsize, delay_seconds=0, clock=lambda: 0.0)
-            each._l1.breaker = each._parts.sweeper._breaker = breaker
-            each._parts = replace(each._parts, breaker=breaker)
-            if name in self.scenario.new:
-                each._l1.trust._trusted_at = None
+            recall(self._minds[name])
+            for cache in caches_of(each):
+                if name in self.scenario.new:
+                    cache.trust._trusted_at = None
 
-    def _script_names(self) -> dict[str, str]:
-        if not self._names:
-            for each in self._savers.values():
-                self._names |= {sha: step for step, sha in each._l1.server.shas.items()}
-        return self._names
+    def _script_name(self, sha: str) -> str:
+        if sha not in self._names:
+            for cache in [cache for each in self._savers.values() for cache in caches_of(each)]:
+                self._names |= {sha: step for step, sha in cache.server.shas.items()}
+        return self._names[sha]
 
     def _bury(self) -> None:
         """End what the last run left unfinished, without another action."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import subprocess
 import sys
 import urllib.request
 from collections.abc import Iterator
@@ -12,6 +11,7 @@ from contextlib import ExitStack
 import psycopg
 import pytest
 
+import preforked
 from command_line import Running, assert_gone, environment
 from dashboards import queries, rules
 from dashboards.observe import TRAFFIC, Backing, missing
@@ -29,7 +29,7 @@ RULES = rules.expressions()
 @pytest.fixture(scope="module")
 def observed() -> Iterator[Prometheus]:
     """It has seen a start without PostgreSQL, the way back, a flush, Redis killed, and broken connections."""
-    with Backing(traffic=SQUEEZED, scrape_interval="500ms") as backing, ExitStack() as stack:
+    with Backing(traffic=SQUEEZED, scrape_interval="1s") as backing, ExitStack() as stack:
         prometheus = Prometheus(backing.prometheus_url)
         stack.callback(prometheus.close)
         backing.stop_traffic()
@@ -109,10 +109,11 @@ def test_what_went_wrong_is_seen(observed: Prometheus) -> None:
 
 
 def test_the_command_says_where_everything_is_and_leaves_nothing_behind() -> None:
-    command = [sys.executable, "-u", "-m", "dashboards.observe", "--prometheus-port", "0", "--port", "0"]
-    with subprocess.Popen(
-        command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as process:
+    program = (
+        "from runpy import run_module; run_module('dashboards.observe', run_name='__main__', alter_sys=True)"
+    )
+    options = "--prometheus-port", "0", "--port", "0", "--people", "1"
+    with preforked.Popen(program, *options, env=environment()) as process:
         try:
             observing = Running(process)
             url = observing.wait_for(r"^Prometheus +(http://\S+)")[1]
@@ -120,9 +121,9 @@ def test_the_command_says_where_everything_is_and_leaves_nothing_behind() -> Non
             metrics = observing.wait_for(r"^Metrics +(http://\S+)")[1]
             observing.wait_for("Ctrl-C ends it all")
             for page in (alerts, url, metrics):
-                with urllib.request.urlopen(page, timeout=10) as answer:
+                with urllib.request.urlopen(page, timeout=60) as answer:
                     assert answer.status == 200
-            with urllib.request.urlopen(f"{url}/api/v1/rules", timeout=10) as answer:
+            with urllib.request.urlopen(f"{url}/api/v1/rules", timeout=60) as answer:
                 assert b"GlasspointWriteErrorBudgetBurn" in answer.read()
             started = observing.servers()
             assert observing.end(signal.SIGINT) == (0, "")

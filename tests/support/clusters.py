@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 import psycopg
 
-from glasspoint.embedded import EmbeddedPostgres
+from copied_postgres import CopiedPostgres
 from glasspoint.embedded.servers import _postmaster_is_ready
 
 __all__ = ["Cluster"]
@@ -38,7 +38,7 @@ _IS_SYNCHRONOUS = "SELECT FROM pg_stat_replication WHERE sync_state = 'sync'"
 _WRITERS = ("walwriter", "background writer")
 
 
-class Cluster(EmbeddedPostgres):
+class Cluster(CopiedPostgres):
     """A cluster of the tests' own. It listens on its unix socket alone."""
 
     def __init__(

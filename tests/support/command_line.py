@@ -16,6 +16,8 @@ from rich.cells import cell_len
 import preforked
 
 END_SECONDS = 60.0
+COMMAND = "from glasspoint.cli.main import main; main()"
+"""The command, as the program of a process."""
 
 # What must not leak in from the environment of whoever runs the tests.
 _FOREIGN = re.compile(
@@ -32,7 +34,7 @@ def environment(**variables: str) -> dict[str, str]:
 def glasspoint(*args: str, **variables: str) -> subprocess.CompletedProcess[str]:
     """Run the command to its end."""
     return preforked.run(
-        "from glasspoint.cli.main import main; main()",
+        COMMAND,
         *args,
         env=environment(**variables),
         timeout=END_SECONDS,
@@ -43,7 +45,7 @@ def glasspoint(*args: str, **variables: str) -> subprocess.CompletedProcess[str]
 class Running:
     """A command that is under way; its output comes line by line."""
 
-    process: subprocess.Popen[str]
+    process: subprocess.Popen[str] | preforked.Popen
     seen: str = ""
 
     def wait_for(self, pattern: str, *, errors: bool = False) -> re.Match[str]:
@@ -66,12 +68,22 @@ class Running:
         self.process.send_signal(signal_number)
         output, errors = self.process.communicate(timeout=END_SECONDS)
         self.seen += output
-        return self.process.returncode, errors
+        return self.process.wait(), errors
 
 
 @contextmanager
 def running_glasspoint(*args: str, **variables: str) -> Iterator[Running]:
     """Start the command; at the end it is killed if it still runs."""
+    with preforked.Popen(COMMAND, *args, env=environment(**variables)) as process:
+        try:
+            yield Running(process)
+        finally:
+            process.kill()
+
+
+@contextmanager
+def running_afresh(*args: str, **variables: str) -> Iterator[Running]:
+    """The same, by a Python that starts now: it inherits which signals this process ignores."""
     with subprocess.Popen(
         [sys.executable, "-u", "-m", "glasspoint.cli.main", *args],
         env=environment(**variables),
@@ -87,7 +99,7 @@ def running_glasspoint(*args: str, **variables: str) -> Iterator[Running]:
 
 def assert_gone(processes: list[psutil.Process]) -> None:
     """Check that servers have ended (an orphan that nobody has reaped yet has ended as well)."""
-    _, alive = psutil.wait_procs(processes, timeout=5)
+    _, alive = psutil.wait_procs(processes, timeout=END_SECONDS)
     assert not [p for p in alive if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
 
 

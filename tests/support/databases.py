@@ -12,6 +12,7 @@ from typing import Final, LiteralString
 
 import psycopg
 from psycopg import sql
+from psycopg.conninfo import make_conninfo
 
 from glasspoint.cli.setup import run_setup
 from glasspoint.embedded import EmbeddedPostgres
@@ -31,6 +32,17 @@ _OTHER_SCHEMAS: Final = (
     "SELECT nspname FROM pg_namespace "
     "WHERE nspname NOT LIKE 'pg\\_%' AND nspname NOT IN ('public', 'information_schema')"
 )
+
+# In place of the settings of the database, which a test may have changed.
+_WHATEVER_A_TEST_HAS_SET: Final = (
+    "-c search_path=public -c default_transaction_read_only=off -c statement_timeout=0 -c lock_timeout=0"
+)
+
+_DESERT: Final = """
+    SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity
+    WHERE datname = current_database() AND pid <> pg_backend_pid();
+    ALTER DATABASE test RESET ALL
+"""
 
 # The schema as a new database has it.
 _AS_NEW: Final[tuple[LiteralString, ...]] = (
@@ -81,16 +93,16 @@ _ANOTHER_IDENTITY: Final = """
         index_claimed_until = NULL
 """
 
-_states: dict[Path, tuple[object, ...]] = {}
-"""What `_STATE` was when setup had made the tables, by the directory of the server."""
+_made: dict[Path, tuple[tuple[object, ...], sql.Composed]] = {}
+"""What `_STATE` was when setup had made the tables, and the statements that empty them, by the directory of
+the server."""
 
 
 def without_tables(server: EmbeddedPostgres) -> str:
     """Make the database `test` as empty as a new one; return its URL. Nobody is connected to it."""
-    url = _deserted(server)
-    with psycopg.connect(url, autocommit=True) as connection:
+    with _deserted(server) as connection:
         _remove_everything(connection)
-    return url
+    return _url(server)
 
 
 def with_tables(server: EmbeddedPostgres) -> str:
@@ -99,27 +111,16 @@ def with_tables(server: EmbeddedPostgres) -> str:
     Nobody is connected to it, and its identity is another one each time. A test of how tables are made takes
     an empty database.
     """
-    url = _deserted(server)
-    with psycopg.connect(url, autocommit=True) as connection:
-        if _state(connection) == _states.get(server.directory, ()):
-            tables = [sql.Identifier(name) for (name,) in connection.execute(_TABLES)]
-            connection.execute("SET session_replication_role = replica")  # no trigger notes it
-            connection.execute(
-                sql.SQL("; ").join(
-                    [
-                        *(sql.SQL("DELETE FROM {}").format(table) for table in tables),
-                        sql.SQL(
-                            "SELECT setval(pg_get_serial_sequence('glasspoint_l1_journal', 'id'), 1, false)"
-                        ),
-                        sql.SQL(_ANOTHER_IDENTITY),
-                    ]
-                )
-            )
+    url = _url(server)
+    with _deserted(server) as connection:
+        state, empty = _made.get(server.directory, ((), None))
+        if empty is not None and _state(connection) == state:
+            connection.execute(empty)
             return url
         _remove_everything(connection)
         with ThreadPoolExecutor(1) as thread:  # this one may have an event loop
             thread.submit(lambda: asyncio.run(run_setup(url, "set up", foreign_writes="watch"))).result()
-        _states[server.directory] = _state(connection)
+        _made[server.directory] = _state(connection), _emptying(connection)
     return url
 
 
@@ -139,16 +140,24 @@ def remove_others(server: EmbeddedPostgres) -> None:
         _remove_everything(connection)
 
 
-def _deserted(server: EmbeddedPostgres) -> str:
-    """Disconnect everybody from the database, and take its settings back; make it if it is not there."""
-    with psycopg.connect(server.url, autocommit=True) as connection:
-        connection.execute(
-            "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE datname = %s", [_TEST]
-        )
-        try:
-            connection.execute("ALTER DATABASE test RESET ALL")
-        except psycopg.errors.InvalidCatalogName:
-            return server.create_database(_TEST)
+def _deserted(server: EmbeddedPostgres) -> psycopg.Connection:
+    """Connect to the database, disconnect everybody else, and take its settings back.
+
+    Make the database if it is not there.
+    """
+    conninfo = make_conninfo(_url(server), options=_WHATEVER_A_TEST_HAS_SET)
+    try:
+        connection = psycopg.connect(conninfo, autocommit=True)
+    except psycopg.OperationalError as exc:
+        if "does not exist" not in str(exc):
+            raise
+        server.create_database(_TEST)
+        connection = psycopg.connect(conninfo, autocommit=True)
+    connection.execute(_DESERT)
+    return connection
+
+
+def _url(server: EmbeddedPostgres) -> str:
     return server.url.replace("/postgres?", f"/{_TEST}?")
 
 
@@ -164,3 +173,15 @@ def _state(connection: psycopg.Connection) -> tuple[object, ...]:
         return connection.execute(_STATE).fetchone() or ()
     except psycopg.errors.UndefinedTable:
         return ("no tables",)
+
+
+def _emptying(connection: psycopg.Connection) -> sql.Composed:
+    tables = [sql.Identifier(name) for (name,) in connection.execute(_TABLES)]
+    return sql.SQL("; ").join(
+        [
+            sql.SQL("SET session_replication_role = replica"),  # no trigger notes it
+            *(sql.SQL("DELETE FROM {}").format(table) for table in tables),
+            sql.SQL("SELECT setval(pg_get_serial_sequence('glasspoint_l1_journal', 'id'), 1, false)"),
+            sql.SQL(_ANOTHER_IDENTITY),
+        ]
+    )

@@ -3,7 +3,8 @@
 A Python that imports Glasspoint works for a second before it does anything else, and the tests start
 hundreds. Each of these is a process of its own all the same, with its own environment, files and folder. What
 is missing is its beginning. A test of what happens while Python starts or Glasspoint is imported uses
-`subprocess`; so does `run`, for variables that are read by then.
+`subprocess`; so does `run`, for variables that are read by then. Where several processes have the same of
+those variables, `source_with` makes one that they are forked off.
 
 It ends as any does: threads are joined, `atexit` runs, and what the program has made is destroyed. The
 modules that all share are not, which would take a tenth of a second. A test of how a process ends asks for
@@ -27,15 +28,15 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from importlib import import_module
 from pathlib import Path
 from threading import Lock, Thread
 from types import ModuleType
-from typing import IO, Any
+from typing import IO, Any, Self
 
-__all__ = ["Process", "run", "start"]
+__all__ = ["Popen", "Process", "Source", "run", "source_with", "start"]
 
 # What is read while Python starts, or a module is imported.
 _READ_EARLY = re.compile(
@@ -55,6 +56,7 @@ def run(
     cwd: Path | None = None,
     reads: str = "",
     is_taken_down: bool = False,
+    source: Source | None = None,
 ) -> subprocess.CompletedProcess[str]:
     """Run a program to its end.
 
@@ -66,11 +68,14 @@ def run(
         cwd: The folder in which it works; this process's by default.
         reads: What stands in its standard input.
         is_taken_down: Whether the interpreter is taken down at the end, with all modules.
+        source: What it is forked off, if it is another one than for most.
 
     Raises:
         subprocess.TimeoutExpired: it was killed.
     """
-    if any(_READ_EARLY.fullmatch(name) and os.environ.get(name) != value for name, value in env.items()):
+    if source is None and any(
+        _READ_EARLY.fullmatch(name) and os.environ.get(name) != value for name, value in env.items()
+    ):
         return subprocess.run(
             [sys.executable, "-c", code, *args],
             env=env,
@@ -89,7 +94,7 @@ def run(
         given.write(reads.encode())
         given.seek(0)
         files = [given.fileno(), output.fileno(), errors.fileno()]
-        with _ordered(code, args, env, cwd, files, is_taken_down) as ours, ours.makefile() as said:
+        with _ordered(code, args, env, cwd, files, is_taken_down, source) as ours, ours.makefile() as said:
             pid = int(said.readline())
             if not select.select([ours], [], [], timeout)[0]:
                 os.kill(pid, signal.SIGKILL)
@@ -101,6 +106,120 @@ def run(
         return subprocess.CompletedProcess(
             [code, *args], status, output.read().decode(), errors.read().decode()
         )
+
+
+_UNBUFFERED = """
+import io, sys
+for _number, _name, _errors in (1, "stdout", "strict"), (2, "stderr", "backslashreplace"):
+    _raw = open(_number, "wb", buffering=0, closefd=False)
+    setattr(sys, _name, io.TextIOWrapper(_raw, "utf-8", _errors, write_through=True))
+"""
+"""What `python -u` does. The streams that there are look upon another kind of file."""
+
+
+class Popen:
+    """What `subprocess.Popen` with pipes for text gives, as far as the tests use it.
+
+    Attributes:
+        pid: The process.
+        stdin: Where it can be written to, if that was asked for.
+        stdout: What it says; `None` if it writes to a terminal.
+        stderr: Its errors, likewise.
+        returncode: Its exit status, when it is known that it has ended.
+    """
+
+    def __init__(
+        self,
+        code: str,
+        *args: str,
+        env: Mapping[str, str],
+        cwd: Path | None = None,
+        has_stdin: bool = False,
+        terminal: int | None = None,
+        is_taken_down: bool = True,
+        source: Source | None = None,
+    ) -> None:
+        """Start a program. It is killed if this process ends before it does.
+
+        Args:
+            code: What it does, as with `python -u -c`.
+            args: Its arguments.
+            env: All of its environment.
+            cwd: The folder in which it works; this process's by default.
+            has_stdin: Whether it can be written to.
+            terminal: The terminal in which it runs, without pipes.
+            is_taken_down: Whether the interpreter is taken down at the end, with all modules.
+            source: What it is forked off, if it is another one than for most.
+        """
+        self.returncode: int | None = None
+        self.stdin = self.stdout = self.stderr = None
+        code = _UNBUFFERED + code
+        if terminal is not None:
+            files = [terminal] * 3
+            self._ordered = _ordered(code, args, env, cwd, files, is_taken_down, source)
+        else:
+            its_input, to_input = os.pipe() if has_stdin else (os.open(os.devnull, os.O_RDONLY), None)
+            from_output, its_output = os.pipe()
+            from_errors, its_errors = os.pipe()
+            files = [its_input, its_output, its_errors]
+            self._ordered = _ordered(code, args, env, cwd, files, is_taken_down, source)
+            for file in files:
+                os.close(file)
+            self.stdin = None if to_input is None else os.fdopen(to_input, "w", encoding="utf-8")
+            self.stdout = os.fdopen(from_output, encoding="utf-8")
+            self.stderr = os.fdopen(from_errors, encoding="utf-8")
+        self._said = self._ordered.makefile()
+        self.pid = int(self._said.readline())
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Return its exit status when it has ended."""
+        if self.returncode is None:
+            if not select.select([self._ordered], [], [], timeout)[0]:
+                assert timeout is not None
+                raise subprocess.TimeoutExpired(str(self.pid), timeout)
+            self.returncode = int(self._said.readline())
+        return self.returncode
+
+    def send_signal(self, number: int) -> None:
+        """Send a signal, if it has not ended."""
+        with suppress(subprocess.TimeoutExpired):
+            self.wait(0)
+        if self.returncode is None:
+            os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        """SIGKILL."""
+        self.send_signal(signal.SIGKILL)
+
+    def communicate(self, timeout: float) -> tuple[str, str]:
+        """Return the rest of what it says, and of its errors, when it has ended."""
+        found = ["", ""]
+
+        def read(number: int, file: IO[str] | None) -> None:
+            if file is not None and not file.closed:
+                found[number] = file.read()
+
+        readers = [
+            Thread(target=read, args=each, daemon=True) for each in enumerate((self.stdout, self.stderr))
+        ]
+        for reader in readers:
+            reader.start()
+        self.wait(timeout)
+        for reader in readers:
+            reader.join(timeout)
+        return found[0], found[1]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for file in self.stdin, self.stdout, self.stderr:
+            if file is not None:
+                with suppress(BrokenPipeError):
+                    file.close()
+        self.wait()
+        self._said.close()
+        self._ordered.close()
 
 
 class Process:
@@ -172,6 +291,7 @@ def _ordered(
     cwd: Path | None,
     files: list[int],
     is_taken_down: bool = False,
+    source: Source | None = None,
 ) -> socket.socket:
     """Have a process made; return where its id and, at its end, its exit status can be read. It lives no
     longer than this socket.
@@ -191,31 +311,54 @@ def _ordered(
     ours, theirs = socket.socketpair()
     with theirs:
         with _starting:
-            server = _server()
-        socket.send_fds(server, [order], [*files, theirs.fileno()])
+            orders = (source or _source()).orders
+        socket.send_fds(orders, [order], [*files, theirs.fileno()])
     return ours
+
+
+class Source:
+    """The process that others are forked off; it ends with this one."""
+
+    def __init__(self, variables: Mapping[str, str]) -> None:
+        """Start it.
+
+        Args:
+            variables: What it has in its environment beside what this process has.
+        """
+        self.orders, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        for each in self.orders, theirs:
+            each.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _LARGEST)
+        path = os.pathsep.join([str(_TESTS), *sys.path])
+        self._process = subprocess.Popen(
+            [sys.executable, str(Path(__file__)), str(theirs.fileno())],
+            env={**os.environ, "PYTHONUTF8": "1", "PYTHONPATH": path, **variables},
+            pass_fds=[theirs.fileno()],
+            stdin=subprocess.DEVNULL,
+        )
+        theirs.close()
+
+    def close(self) -> None:
+        """Let it end; those that were forked off go on."""
+        self.orders.close()
+        self._process.wait()
+
+
+@contextmanager
+def source_with(**variables: str) -> Iterator[Source]:
+    """Start one whose processes have these variables while Python starts and modules are imported."""
+    source = Source(variables)
+    try:
+        yield source
+    finally:
+        source.close()
 
 
 @functools.cache
-def _server() -> socket.socket:
-    """Start the process that the others are forked off; it ends with this one."""
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    for each in ours, theirs:
-        each.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _LARGEST)
-    process = subprocess.Popen(
-        [sys.executable, str(Path(__file__)), str(theirs.fileno())],
-        env={**os.environ, "PYTHONUTF8": "1", "PYTHONPATH": os.pathsep.join([str(_TESTS), *sys.path])},
-        pass_fds=[theirs.fileno()],
-        stdin=subprocess.DEVNULL,
-    )
-    theirs.close()
-
-    @atexit.register
-    def end() -> None:
-        ours.close()
-        process.wait()
-
-    return ours
+def _source() -> Source:
+    """Start the one that most processes are forked off."""
+    source = Source({})
+    atexit.register(source.close)
+    return source
 
 
 # ------------------------------------------------------------------ in the process that others are forked off

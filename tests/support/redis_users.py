@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from redis.asyncio import Redis
 
 from glasspoint.embedded import EmbeddedRedis
 from places import DOCS
+from spare_redis import SpareRedis
 
 
 async def acl(redis: Redis, user: str, *rules: str) -> None:
@@ -21,20 +23,27 @@ async def acl(redis: Redis, user: str, *rules: str) -> None:
     await command("ACL SETUSER", user, *(rule for each in rules for rule in each.split()))
 
 
+@pytest.fixture(scope="session")
+def _spare_redis_7() -> Iterator[SpareRedis]:
+    with SpareRedis(None if REDIS_7 is None else Path(REDIS_7)) as spare:
+        yield spare
+
+
 @pytest.fixture(params=["6.2", "7"])
-def any_redis(request: pytest.FixtureRequest) -> Iterator[EmbeddedRedis]:
+def any_redis(
+    request: pytest.FixtureRequest, _spare_redis: SpareRedis, _spare_redis_7: SpareRedis
+) -> EmbeddedRedis:
     """A Redis of both wordings of ACL errors: the wheel's, and the one of the system if it is newer."""
-    server = EmbeddedRedis()
-    if request.param == "7":
-        version = (
-            subprocess.run([REDIS_7, "--version"], capture_output=True, text=True).stdout if REDIS_7 else ""
-        )
-        if "v=7." not in version:
-            pytest.skip("there is no redis-server 7 on the PATH")
-        assert REDIS_7 is not None
-        server._program = Path(REDIS_7)
-    with server:
-        yield server
+    if request.param != "7":
+        return _spare_redis.take()
+    if "v=7." not in _version_of_redis_7():
+        pytest.skip("there is no redis-server 7 on the PATH")
+    return _spare_redis_7.take()
+
+
+@cache
+def _version_of_redis_7() -> str:
+    return subprocess.run([REDIS_7, "--version"], capture_output=True, text=True).stdout if REDIS_7 else ""
 
 
 USER = "app"

@@ -8,14 +8,13 @@ import pty
 import re
 import select
 import struct
-import subprocess
-import sys
 import termios
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from time import monotonic
 
-from command_line import END_SECONDS, environment
+import preforked
+from command_line import COMMAND, END_SECONDS, environment
 
 _ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\r")
 
@@ -23,7 +22,7 @@ _ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\r")
 class Terminal:
     """A command that is under way in a terminal."""
 
-    def __init__(self, process: subprocess.Popen[bytes], descriptor: int) -> None:
+    def __init__(self, process: preforked.Popen, descriptor: int) -> None:
         self.process = process
         self._descriptor = descriptor
         self._raw = b""
@@ -38,7 +37,7 @@ class Terminal:
         deadline = monotonic() + END_SECONDS
         while not (found := re.search(pattern, self.written)):
             assert monotonic() < deadline, f"{pattern!r} never came; the last was:\n{self.written[-3000:]}"
-            self._read()
+            assert self._read(), f"{pattern!r} never came, and it has ended:\n{self.written[-3000:]}"
         self._raw = self.written[found.end() :].encode()
         return found
 
@@ -68,13 +67,7 @@ def glasspoint_in_a_terminal(
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
     variables = {"TERM": "xterm", "COLUMNS": str(columns), **variables}
     try:
-        with subprocess.Popen(
-            [sys.executable, "-m", "glasspoint.cli.main", *args],
-            env=environment(**variables),
-            stdin=theirs,
-            stdout=theirs,
-            stderr=theirs,
-        ) as process:
+        with preforked.Popen(COMMAND, *args, env=environment(**variables), terminal=theirs) as process:
             os.close(theirs)
             try:
                 yield Terminal(process, ours)

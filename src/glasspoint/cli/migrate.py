@@ -33,6 +33,7 @@ from glasspoint.cli.parts import (
     connected,
     counts_table,
     needed,
+    opened_redis,
     plain_endings,
     print_error,
     print_json,
@@ -50,7 +51,6 @@ from glasspoint.migration.copying import MigrationReport, copy_threads
 from glasspoint.migration.sources import HistorySource, PostgresSource
 from glasspoint.migration.sqlite import SqliteSource
 from glasspoint.model.option_types import seconds_of
-from glasspoint.redis.detection import opened_redis
 from glasspoint.redis.location import SCHEMES
 from glasspoint.savers.cached import CachedPostgresSaver
 from glasspoint.savers.redis_saver import RedisSaver
@@ -219,7 +219,7 @@ async def _opened(
     elif scheme in SCHEMES:
         telemetry = create_telemetry(registry=CollectorRegistry())
         async with (
-            opened_redis(source, timeout_seconds=2.0) as redis,
+            opened_redis(source, {}, timeout_seconds=2.0) as redis,
             # `create` would need the right to write.
             RedisSaver(redis, key_prefix=key_prefix, telemetry=telemetry) as saver,
         ):

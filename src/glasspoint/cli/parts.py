@@ -39,6 +39,7 @@ from glasspoint.redis.faults import remedy
 from glasspoint.redis.location import PORTS
 from glasspoint.redis.permissions import check_permissions
 from glasspoint.redis.timeouts import answered_within
+from glasspoint.redis.tls import named
 from glasspoint.redis.topology import tag_in
 from glasspoint.savers.cached import CachedPostgresSaver
 
@@ -318,7 +319,7 @@ def _or_unavailable(undone: str, at: str = "") -> Iterator[None]:
         raise
     except Exception as exc:
         raise L1UnavailableError(
-            f"Redis does not answer ({at}{type(exc).__name__}), and must be told of what is {undone}: "
+            f"Redis does not answer ({at}{named(exc)}), and must be told of what is {undone}: "
             f"nothing was. {remedy(exc) or 'Check REDIS_URL, and that the server is up.'}"
         ) from None
 

@@ -68,6 +68,10 @@ _PAUSE_SECONDS = 1.0
 _COUNT_EVERY_SECONDS = 10.0
 _COMPACT_FROM = 1000
 
+# How long a sweeper does not clean up at first: the opening of a saver and its first calls would need a
+# second connection.
+_TIDY_AFTER_SECONDS = 1.0
+
 # How often the data of unused caches are deleted from PostgreSQL.
 _RETIRE_EVERY_SECONDS = 3600.0
 
@@ -120,6 +124,7 @@ class Sweeper:
         self._not_before = 0.0
         self._backlog = False
         self._count_at = 0.0
+        self._tidy_from = monotonic() + _TIDY_AFTER_SECONDS
         self._retire_at = monotonic() + random.uniform(0, _RETIRE_EVERY_SECONDS)
         self._compact_from = _COMPACT_FROM
         self._compact_kept_from = _COMPACT_FROM
@@ -204,6 +209,11 @@ class Sweeper:
     def failed(self, error: Exception) -> float:
         """Report an unforeseen error of a round. Return how long to pause, in seconds."""
         return self._background.failed(error)
+
+    @property
+    def is_time_to_tidy(self) -> bool:
+        """Whether to clean up after this round: not while the saver is opened."""
+        return monotonic() >= self._tidy_from
 
     async def tidy(self) -> None:
         """Clean up after a round.
@@ -400,7 +410,8 @@ async def _keep_sweeping(sweeper_ref: weakref.ref[Sweeper], soon: asyncio.Event)
             return
         try:
             pause = await sweeper.round()
-            await sweeper.tidy()
+            if sweeper.is_time_to_tidy:
+                await sweeper.tidy()
         except Exception as exc:
             pause = sweeper.failed(exc)
             del sweeper

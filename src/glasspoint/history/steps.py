@@ -49,6 +49,7 @@ from glasspoint.redis.masters import Masters, OneServer
 from glasspoint.redis.permissions import ask_for_rights
 from glasspoint.redis.sentinels import UnknownServiceError
 from glasspoint.redis.timeouts import answered_within
+from glasspoint.redis.tls import named
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -363,7 +364,7 @@ class Steps:
             return RedisRefusedError(f"Redis refused, and nothing was stored: {_REASONS[code]}.")
         waited = f" within {self._timeout} s" if isinstance(exc, TimeoutError) else ""
         return RedisUnavailableError(
-            f"Redis did not answer{waited} ({code or type(exc).__name__}). If this was a write, it is not "
+            f"Redis did not answer{waited} ({code or named(exc)}). If this was a write, it is not "
             "known whether it was done; it may be repeated: it stores the same again."
         )
 

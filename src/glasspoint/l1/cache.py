@@ -32,6 +32,7 @@ from glasspoint.redis.limiter import when_connected
 from glasspoint.redis.permissions import check_permissions
 from glasspoint.redis.sentinels import UnknownServiceError
 from glasspoint.redis.timeouts import answered_within
+from glasspoint.redis.tls import named
 from glasspoint.redis.topology import name_of
 from glasspoint.telemetry.events import (
     CommitResult,
@@ -851,7 +852,7 @@ class Cache:
                 "%s %s (%s): PostgreSQL answers alone, slower but complete.",
                 self._name,
                 "refuses what it is asked" if isinstance(exc, ResponseError) else "does not answer",
-                f"{reason}: {fault.says}" if fault.says else reason,
+                f"{reason}: {fault.says}" if fault.says else named(exc),
             )
         if fault.is_final:
             self.breaker.trip(reason)
@@ -922,7 +923,8 @@ class Cache:
 
     def _server_changed(self, server: Server, previous: Server | None) -> None:
         self.trust.suspect()
-        self.trust.look_soon()
+        if previous is not None or self._shard is not None:  # if not, the sweep is under way that met it
+            self.trust.look_soon()
         if previous is None:
             return
         reigns = _short(server.reign), _short(previous.reign)

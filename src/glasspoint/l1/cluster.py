@@ -47,6 +47,7 @@ from glasspoint.model.scope import key_part
 from glasspoint.redis.faults import CannotBeTheCacheError, NeverTheCacheError
 from glasspoint.redis.permissions import check_permissions
 from glasspoint.redis.signature import Signer
+from glasspoint.redis.tls import named
 from glasspoint.redis.topology import SLOTS, Address, Topology, name_of, slot_of, tag_in
 from glasspoint.telemetry.events import EpochChanged
 
@@ -225,7 +226,7 @@ class ClusterCache:
                 raise
             except Exception as exc:
                 raise L1UnavailableError(
-                    f"No node of the Redis Cluster tells its topology ({type(exc).__name__})."
+                    f"No node of the Redis Cluster tells its topology ({named(exc)})."
                 ) from exc
             finally:
                 self._is_stale = self._is_stale or not has_looked

@@ -76,6 +76,7 @@ _WITHHOLDABLE: Final = {
     "position": (query("ask_position"), query("told_position")),
 }
 _WITHHELD: Final = query("withheld")
+_ASK_ALL: Final = query("ask_all")
 
 _IN_RECOVERY: Final = query("ask_in_recovery")
 _LOOK: Final = query("look_at_identity")
@@ -399,16 +400,28 @@ async def _is_standby(conn: Connection) -> bool:
 
 
 async def _askable(conn: Connection) -> dict[str, str]:
-    """Ask for each part alone. Returns name -> the text of the part, or NULL if the server withholds it.
+    """Return name -> the text of the part, or NULL if the server withholds it.
 
-    A refusal inside a larger statement would fail the whole statement, and only comes at run time.
+    All parts are asked for at once. A refusal of one fails the whole statement, and only comes at run time.
+    Then each is asked for alone.
     """
+    try:
+        await conn.execute(_ASK_ALL, prepare=False)
+    except psycopg.Error as exc:
+        if _is_gone(exc):
+            raise
+        await conn.rollback()
+        return await _askable_one_by_one(conn)
+    return {name: part for name, (_, part) in _WITHHOLDABLE.items()}
+
+
+async def _askable_one_by_one(conn: Connection) -> dict[str, str]:
     parts = {}
     for name, (alone, part) in _WITHHOLDABLE.items():
         try:
             await conn.execute(alone)
         except psycopg.Error as exc:
-            if exc.sqlstate is None or exc.sqlstate.startswith(("08", "57")):
+            if _is_gone(exc):
                 raise
             await conn.rollback()
             # A standby may be a primary a moment later, and tell everything.
@@ -418,3 +431,8 @@ async def _askable(conn: Connection) -> dict[str, str]:
         else:
             parts[name] = part
     return parts
+
+
+def _is_gone(error: psycopg.Error) -> bool:
+    """Tell whether the connection has failed, or the server shuts down or cancels."""
+    return error.sqlstate is None or error.sqlstate.startswith(("08", "57"))

@@ -31,6 +31,8 @@ from glasspoint.model.urls import split_url
 from glasspoint.telemetry.quiet import quiet_context
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from glasspoint.l2.types import Pool
     from glasspoint.model.password import Password
     from glasspoint.telemetry.events import Telemetry
@@ -221,10 +223,10 @@ async def open_pool(
         prepare_threshold=prepare_threshold,
         statement_timeout_seconds=statement_timeout_seconds,
     )
-    await new.probe()
+    first = await new.first()
     pool: Pool = AsyncConnectionPool(
         new.conninfo,
-        connection_class=_remembering(new.failures, new.hosts),
+        connection_class=_remembering(new.failures, new.hosts, first),
         kwargs=new.kwargs if password is None else new.kwargs_with_password,
         min_size=min_size,
         max_size=max_size,
@@ -254,6 +256,8 @@ async def open_pool(
             or f"PostgreSQL gave fewer than {min_size} connections within {connect_timeout_seconds} s: check "
             "its max_connections, or ask for fewer with pool_min_size."
         ) from exc
+    finally:
+        await first.close()
     new.failures.is_open = True
     if new.has_session:
         _bounded.add(pool)
@@ -292,14 +296,24 @@ class _NewConnections:
         self._connect_timeout_seconds = connect_timeout_seconds
         self._statement_timeout_milliseconds = str(int(statement_timeout_seconds * 1000))
 
-    async def probe(self) -> None:
-        """Make one connection, and close it. The errors are those of `open_pool`."""
+    async def first(self) -> _First:
+        """Make the first connection, for the pool. The errors are those of `open_pool`."""
         conninfo = make_conninfo(self.conninfo, **await self._ask_password())
-        await _probe(conninfo, self._connect_timeout_seconds, self._look_at)
-
-    async def _look_at(self, connection: psycopg.AsyncConnection[Any]) -> None:
-        self.hosts.connected(connection)
-        await self._enter_schema(connection)
+        # Until `configure` has looked for a pooler, nothing is prepared.
+        kwargs = self.kwargs | {"prepare_threshold": None}
+        connection = await _connect_first(conninfo, self._connect_timeout_seconds, kwargs)
+        try:
+            self.hosts.connected(connection)
+            await self._enter_schema(connection)
+        except BaseException as exc:
+            await connection.close()
+            if not isinstance(exc, psycopg.Error):
+                raise
+            raise L2UnavailableError(
+                f"PostgreSQL gave a connection that broke ({type(exc).__name__})."
+            ) from exc
+        connection.prepare_threshold = self.kwargs["prepare_threshold"]
+        return _First(connection)
 
     async def kwargs_with_password(self) -> dict[str, Any]:
         """Return the parameters of the next connection, with the password of now."""
@@ -341,6 +355,24 @@ class _NewConnections:
     async def _enter_schema(self, connection: psycopg.AsyncConnection[Any]) -> None:
         if self._schema is not None:
             await enter_schema(connection, self._schema, has_session=self.has_session)
+
+
+class _First:
+    """The first connection, which shows whether the server can be used, until the pool takes it."""
+
+    def __init__(self, connection: psycopg.AsyncConnection[DictRow]) -> None:
+        """Keep a connection that is open."""
+        self._connection: psycopg.AsyncConnection[DictRow] | None = connection
+
+    def take(self) -> psycopg.AsyncConnection[DictRow] | None:
+        """Return the connection, once. `None`: it was taken, or the server has closed it."""
+        connection, self._connection = self._connection, None
+        return None if connection is None or connection.closed else connection
+
+    async def close(self) -> None:
+        """Close the connection if it was not taken."""
+        if (connection := self.take()) is not None:
+            await connection.close()
 
 
 class _Failures:
@@ -399,12 +431,18 @@ class _Failures:
             )
 
 
-def _remembering(failures: _Failures, hosts: Hosts) -> type[psycopg.AsyncConnection[DictRow]]:
-    """Return a class of connections that records why one could not be made, and where the others lead."""
+def _remembering(failures: _Failures, hosts: Hosts, first: _First) -> type[psycopg.AsyncConnection[DictRow]]:
+    """Return a class of connections that records why one could not be made, and where the others lead.
+
+    Args:
+        first: The connection that `connect` returns the first time, instead of a new one.
+    """
 
     class Connection(psycopg.AsyncConnection[DictRow]):
         @classmethod
         async def connect(cls, conninfo: str = "", **kwargs: Any) -> Self:
+            if (made := first.take()) is not None:
+                return cast("Self", made)
             try:
                 connection = await super().connect(hosts.last_first(conninfo), **kwargs)
             except psycopg.Error as exc:
@@ -531,15 +569,13 @@ async def _resolved(given: object) -> object:
     return await result if inspect.isawaitable(result) else result
 
 
-async def _probe(
-    conninfo: str, timeout_seconds: float, look_at: Callable[[psycopg.AsyncConnection[Any]], Any]
-) -> None:
-    """Connect once, to learn why it fails: a pool would retry in the background, and report a timeout."""
+async def _connect_first(
+    conninfo: str, timeout_seconds: float, kwargs: Mapping[str, Any]
+) -> psycopg.AsyncConnection[DictRow]:
+    """Connect, and say why it fails: a pool would retry in the background, and report a timeout."""
     seconds = max(2, int(timeout_seconds))
     try:
-        connection = await psycopg.AsyncConnection.connect(
-            conninfo, connect_timeout=seconds, autocommit=True, prepare_threshold=None
-        )
+        return await psycopg.AsyncConnection.connect(conninfo, connect_timeout=seconds, **kwargs)
     except psycopg.Error as exc:
         found = connecting.diagnose(exc)
         if found.is_unknown:
@@ -557,12 +593,6 @@ async def _probe(
             f"PostgreSQL cannot be used with this connection string ({found.trouble.says}): {said} "
             f"{found.trouble.do}"
         ) from None
-    try:
-        await look_at(connection)
-    except psycopg.Error as exc:
-        raise L2UnavailableError(f"PostgreSQL gave a connection that broke ({type(exc).__name__}).") from exc
-    finally:
-        await connection.close()
 
 
 def _no_primary(found: connecting.Diagnosis, conninfo: str) -> L2UnavailableError:

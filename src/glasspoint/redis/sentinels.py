@@ -28,6 +28,7 @@ from redis.exceptions import RedisError
 
 from glasspoint.logs import get_logger
 from glasspoint.redis.location import SENTINEL_EXAMPLE
+from glasspoint.redis.tls import named
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -229,11 +230,11 @@ class Sentinels(Sentinel):
         return newest, answers, errors
 
     async def _ask_one(self, sentinel: Redis) -> _Answer | str:
-        """Return a sentinel's answer, or the name of the error."""
+        """Return a sentinel's answer, or the name of the error: see `tls.named`."""
         try:
             masters = await services_of(sentinel)
         except (RedisError, OSError, TimeoutError) as exc:
-            return type(exc).__name__
+            return named(exc)
         state = masters.get(self.service)
         is_up = state is not None and self.check_master_state(state, self.service)
         master = (str(state["ip"]), int(state["port"])) if state is not None and is_up else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import signal
@@ -82,6 +83,33 @@ async def test_check_refuses_another_cluster_than_the_services(
         identity = (await find(database, nodes))["Identity"]
     assert identity.status == "failed"
     assert "with another Redis" in identity.detail
+
+
+@pytest.mark.parametrize(
+    ("command", "says"),
+    [
+        (("check",), "Check REDIS_URL, and that the cluster is up"),
+        (("show", "a"), "unavailable"),
+        (("prune", "--older-than", "30d"), "Redis does not answer (RedisClusterException), and must be told"),
+        (("migrate", "--from", "{}"), "Redis did not answer"),
+    ],
+)
+async def test_a_cluster_of_which_no_node_answers_is_named(
+    command: tuple[str, ...], says: str, database: str, redis_url: str
+) -> None:
+    away = "redis+cluster://127.0.0.1:1"
+    is_source = command[0] == "migrate"
+    async with open_saver(database, redis_url) as saver:
+        await Thread("a").put(saver)
+    done = await asyncio.to_thread(
+        glasspoint,
+        *(word.format(away) for word in command),
+        POSTGRES_URL=database,
+        REDIS_URL=redis_url if is_source else away,
+    )
+    said = " ".join((done.stdout + done.stderr).split())
+    assert "Traceback" not in said
+    assert says in said
 
 
 async def test_browse_finds_the_entry_on_its_shard(database: str, nodes: Nodes) -> None:

@@ -192,7 +192,7 @@ def stuck_in_a_batch(database: str, redis_url: str) -> Iterator[tuple[Running, p
         with running_glasspoint(
             "prune", "--older-than", "30d", "--batch-size", "3", POSTGRES_URL=database, REDIS_URL=redis_url
         ) as running:
-            deadline = monotonic() + 20
+            deadline = monotonic() + 60
             while not watcher.execute("SELECT 1 FROM pg_locks WHERE NOT granted").fetchone():
                 assert monotonic() < deadline
             yield running, holder

@@ -321,7 +321,7 @@ async def test_under_concurrent_writes_nothing_is_called_stale(database: str, re
         threads = [Thread(f"t{number}") for number in range(3)]
 
         async def work(audited: Audited, thread: Thread, lock: asyncio.Lock) -> None:
-            for _ in range(60):
+            for _ in range(25):
                 await audited.saver.aget_tuple(thread.config)
                 async with lock:  # one run at a time on one thread, as in LangGraph
                     await thread.put(audited.saver)

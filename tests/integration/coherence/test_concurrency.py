@@ -38,7 +38,7 @@ from states import config_of, counts, exact, make_pool, numbered_id, open_upstre
 
 _draw = random.Random(dice.SEED).randrange
 SEEDS = [int(seed) for seed in os.environ.get("SEEDS", "").split()] or [
-    _draw(10**9) for _ in range(dice.rounds(150))
+    _draw(10**9) for _ in range(dice.rounds(60, explored=1500))
 ]
 AT_ONCE = 3
 

@@ -751,6 +751,40 @@ async def test_a_primary_that_refuses_as_a_standby_does_has_a_cache(
         assert "does not tell this role its timeline and position:" in said
 
 
+_TELLS = """
+CREATE FUNCTION aurora.pg_current_wal_lsn() RETURNS pg_lsn LANGUAGE plpgsql AS $$ BEGIN
+    RETURN pg_catalog.pg_current_wal_lsn(); END $$
+"""
+
+
+async def test_a_primary_that_begins_to_refuse_as_a_standby_does_keeps_its_cache(
+    cluster: Cluster, redis_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Aurora begins to refuse when it is restarted without wal_level = logical."""
+    thread = Conversation()
+    with made(cluster, "aurora") as url:
+        async with process(url, NO_REDIS):
+            await execute(url, "CREATE SCHEMA aurora", _TELLS)
+        async with process(with_search_path(url, "public", "aurora", "pg_catalog"), redis_url) as one:
+            expected = await thread.turn(one.saver, "one")
+            await settled(one.saver)
+            assert one.saver.status.withheld == ()
+            caplog.clear()
+            await execute(url, _LIKE_AURORA.replace("CREATE", "CREATE OR REPLACE").format("55000"))
+
+            async def is_withheld() -> bool:
+                await one.round()
+                return one.saver.status.withheld == ("timeline", "position")
+
+            await until(is_withheld)
+            await one.round()
+            assert await thread.read(one.saver) == expected
+            assert one.hits == 1
+            assert one.identity_changes == {}
+        [said] = warnings_of(caplog)
+        assert "does not tell this role its timeline and position:" in said
+
+
 # ------------------------------------------------------------------ no identity at all
 
 

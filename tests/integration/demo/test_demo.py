@@ -10,11 +10,13 @@ import socket
 import subprocess
 import sys
 import threading
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from subprocess import CompletedProcess
 
+import httpx
 import psycopg
 import pytest
 import redis
@@ -24,6 +26,7 @@ from langchain_core.outputs import ChatGeneration, ChatResult
 from rich.console import Console
 
 from command_line import (
+    END_SECONDS,
     assert_fits,
     assert_gone,
     environment,
@@ -42,8 +45,20 @@ RESULTS = ["absent", "hit", "miss", "unavailable", "miss", "redis", "miss"]
 
 @pytest.fixture(scope="module")
 def story() -> CompletedProcess[str]:
-    """`glasspoint demo --once`, through a pipe."""
-    return glasspoint("demo", "--once")
+    """`glasspoint demo --once`, through a pipe. Its page is looked at while the story is told."""
+    with running_glasspoint("demo", "--once", "--port", "0") as demo:
+        address = demo.wait_for(r"(http://127\.0\.0\.1:\d+/live#token=[\w-]{16,})$")[1]
+        assert "Watch it live, until the story has ended:" in demo.seen
+        assert "PostgreSQL" not in demo.seen  # it comes before the servers
+        url, _, token = address.partition("/live#token=")
+        assert httpx.get(f"{url}/live").status_code == 200
+        headers = {"X-Glasspoint-Token": token}
+        pressed = httpx.post(f"{url}/live/actions/kill_redis", json={}, headers=headers).json()
+        assert pressed["error"].startswith("The story is being told")
+        output, errors = demo.process.communicate(timeout=END_SECONDS)
+        status = demo.process.returncode
+    assert status is not None
+    return CompletedProcess([], status, demo.seen + output, errors)
 
 
 def test_the_name_is_remembered_through_all_six_acts(story: CompletedProcess[str]) -> None:
@@ -71,20 +86,31 @@ def test_each_turn_shows_its_tiers_its_trace_and_its_counters(story: CompletedPr
     assert re.search(r"log +WARNING glasspoint", unavailable)
 
 
+def test_the_end_says_that_everything_is_gone(story: CompletedProcess[str]) -> None:
+    assert re.search(
+        r"The name was remembered in all 7 turns.*Everything that was started is gone again",
+        story.stdout,
+        re.DOTALL,
+    )
+
+
 def test_the_output_is_fit_for_a_pipe(story: CompletedProcess[str]) -> None:
     assert_fits(story.stdout, columns=80)
     assert story.stderr == ""
 
 
-def test_the_traffic_serves_metrics_and_ends_with_ctrl_c() -> None:
+def test_the_traffic_without_live_serves_metrics_alone_and_ends_with_ctrl_c() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        with running_glasspoint("demo", "--port", str(port)) as demo:
+        with running_glasspoint("demo", "--no-live", "--port", str(port)) as demo:
             demo.wait_for(f"Port {port} is taken")
             url = demo.wait_for(r"Metrics: (http://127\.0\.0\.1:\d+/metrics)")[1]
+            assert "token" not in demo.seen
+            with pytest.raises(urllib.error.HTTPError, match="404"):
+                urllib.request.urlopen(url.replace("/metrics", "/live"), timeout=60)
             servers = demo.servers()
             demo.wait_for(r"^[1-9]\d* turns, .* hits .* read .* put .* pool \d+/10")
-            with urllib.request.urlopen(url, timeout=10) as answer:
+            with urllib.request.urlopen(url, timeout=60) as answer:
                 assert b"glasspoint_l1_reads_total{" in answer.read()
             status, errors = demo.end(signal.SIGINT)
     assert (status, errors) == (0, "")
@@ -93,12 +119,11 @@ def test_the_traffic_serves_metrics_and_ends_with_ctrl_c() -> None:
     assert_fits(demo.seen, columns=80)
 
 
-@pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_story_leaves_no_server_behind(ending: signal.Signals) -> None:
+def test_an_interrupted_story_leaves_no_server_behind() -> None:
     with running_glasspoint("demo", "--once") as demo:
         demo.wait_for("1 of 6")
         servers = demo.servers()
-        status, errors = demo.end(ending)
+        status, errors = demo.end(signal.SIGINT)
     assert servers
     assert_gone(servers)
     assert status == 130

@@ -20,7 +20,7 @@ from pydantic import SecretStr
 from rich.cells import cell_len
 from rich.console import Console
 
-from command_line import Running, assert_fits, assert_gone, glasspoint, running_glasspoint
+from command_line import Running, assert_fits, assert_gone, glasspoint, running_afresh, running_glasspoint
 from dice import rounds
 from glasspoint.demo import chat as chats
 from glasspoint.demo.app import App
@@ -454,27 +454,6 @@ def press(address: str, name: str, **options: Any) -> httpx.Response:
     return httpx.post(f"{url}/live/actions/{name}", json={}, headers=headers, **options)
 
 
-def test_the_address_comes_first_and_the_page_is_there_during_the_story() -> None:
-    with running_glasspoint("demo", "--once", "--port", "0") as demo:
-        address = address_of(demo)
-        assert "Watch it live, until the story has ended:" in demo.seen
-        assert "PostgreSQL" not in demo.seen  # it comes before the servers
-        assert httpx.get(address.partition("#")[0]).status_code == 200
-        assert press(address, "kill_redis").json()["error"].startswith("The story is being told")
-        demo.wait_for("The name was remembered in all 7 turns")
-        demo.wait_for("Everything that was started is gone again")
-        assert demo.process.wait(timeout=60) == 0
-    assert_fits(demo.seen, columns=80)
-
-
-def test_without_live_nothing_of_it_is_served() -> None:
-    with running_glasspoint("demo", "--no-live", "--port", "0") as demo:
-        url = demo.wait_for(r"Metrics: (http://\S+)/metrics")[1]
-        assert "token" not in demo.seen
-        assert httpx.get(f"{url}/live").status_code == 404
-        assert demo.end(signal.SIGINT) == (0, "")
-
-
 def test_a_page_without_live_is_wrong_usage() -> None:
     assert glasspoint("demo", "--open", "--no-live").returncode == 2
 
@@ -506,13 +485,14 @@ def test_a_demo_in_the_background_of_a_script_ends_with_sigterm() -> None:
     """A shell without job control lets commands in the background ignore SIGINT."""
     ignored = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        with running_glasspoint("demo", "--no-live", "--once") as demo:
+        with running_afresh("demo", "--no-live", "--once") as demo:
             signal.signal(signal.SIGINT, ignored)
             demo.wait_for("1 of 6")
             servers = demo.servers()
-            status, _ = demo.end(signal.SIGTERM)
+            status, errors = demo.end(signal.SIGTERM)
     finally:
         signal.signal(signal.SIGINT, ignored)
     assert status == 130
+    assert errors.strip() == "Interrupted; everything that was started is gone."
     assert servers
     assert_gone(servers)

@@ -39,23 +39,13 @@ def test_it_talks_until_sigterm_and_leaves_no_conversation(database: str, own_re
         url = url_of(traffic)
         wait_until(lambda: sample(url, 'glasspoint_l1_reads_total{result="hit"') > 3)
         assert httpx.get(f"{url}/readyz").status_code == 200
+        assert httpx.get(f"{url}/live").status_code == 404, "nobody has asked for the page"
         status, errors = traffic.end(signal.SIGTERM)
     assert status == 0
     assert "Traceback" not in errors
     with psycopg.connect(database) as connection:
         for table in ("checkpoints", "checkpoint_blobs", "checkpoint_writes"):
             assert connection.execute(f"SELECT count(*) FROM {table}").fetchone() == (0,)
-
-
-@pytest.mark.parametrize("asked", [("--live",), ()])
-def test_it_serves_the_live_page_if_it_is_asked_for(
-    database: str, redis_url: str, asked: tuple[str, ...]
-) -> None:
-    options = {"POSTGRES_URL": database, "REDIS_URL": redis_url}
-    with running_glasspoint("traffic", "--port", "0", "--people", "1", *asked, **options) as traffic:
-        page = httpx.get(f"{url_of(traffic)}/live")
-        assert page.status_code == (200 if asked else 404)
-        assert traffic.end(signal.SIGTERM)[0] == 0
 
 
 def test_it_falls_to_redis_at_the_start_and_comes_back(
@@ -68,15 +58,16 @@ def test_it_falls_to_redis_at_the_start_and_comes_back(
         "CHECKPOINT_PROBE_INTERVAL": "0.2",
         "CHECKPOINT_CONNECT_TIMEOUT": "1",
     }
-    with running_glasspoint("traffic", "--port", "0", "--people", "2", **options) as traffic:
+    with running_glasspoint("traffic", "--port", "0", "--people", "2", "--live", **options) as traffic:
         url = url_of(traffic)
+        assert httpx.get(f"{url}/live").status_code == 200, "the page was asked for"
         wait_until(lambda: sample(url, "glasspoint_operation_duration_seconds_count") > 10)
         assert sample(url, 'glasspoint_active_tier{saver="default",tier="redis"}') == 1
         assert httpx.get(f"{url}/readyz").json()["degraded"]
         own_postgres.start()
         wait_until(lambda: not httpx.get(f"{url}/readyz").json()["degraded"])
         wait_until(lambda: sample(url, "glasspoint_drained_checkpoints_total") > 0)
-        traffic.end(signal.SIGTERM)
+        assert traffic.end(signal.SIGTERM)[0] == 0
 
 
 def test_without_urls_it_says_which_variable_is_missing() -> None:

@@ -227,11 +227,11 @@ async def test_sixteen_conversations_go_on_through_a_promotion(
             return turns
 
         talking = [asyncio.create_task(talk(number)) for number in range(16)]
-        await until(lambda: sample_of_puts(registry) > 100, seconds=60)
+        await until(lambda: sample_of_puts(registry) > 50, seconds=60)
         own_postgres.start()
         await until(lambda: saver.tier == "cached" or any(each.done() for each in talking), seconds=60)
         puts = sample_of_puts(registry)
-        await until(lambda: sample_of_puts(registry) > puts + 100, seconds=60)
+        await until(lambda: sample_of_puts(registry) > puts + 50, seconds=60)
         over.set()
         turns = await asyncio.gather(*talking)
         assert tiers(registry) == ["cached"]

@@ -131,7 +131,7 @@ async def test_a_failover_under_reads_and_writes_loses_nothing_and_is_followed(
         while not is_over:
             await threads[number].put(one.saver)
             acknowledged[number].append((monotonic(), threads[number].number))
-            await asyncio.sleep(0.005)
+            await asyncio.sleep(0.02)
 
     async def read(one: Watched, number: int) -> None:
         while not is_over:
@@ -139,7 +139,7 @@ async def test_a_failover_under_reads_and_writes_loses_nothing_and_is_followed(
             found = await threads[number].turn(one.saver) or 0
             old_enough = [turn for at, turn in acknowledged[number] if at < began - WINDOW_SECONDS]
             assert found >= max(old_enough, default=0)
-            await asyncio.sleep(0.005)
+            await asyncio.sleep(0.02)
 
     async with watched(database, group.url) as first, watched(database, group.url) as second:
         before = first.reign

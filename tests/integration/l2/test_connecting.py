@@ -29,7 +29,8 @@ from glasspoint.l2 import connecting
 from glasspoint.l2.connecting import NOT_REACHED, REFUSED, TROUBLES, Trouble
 from glasspoint.l2.pool import open_pool, postgres_conninfo
 from places import DOCS
-from steps import until
+from states import open_saver
+from steps import OTHER_CONNECTIONS, until
 
 PASSWORD = "geheim"
 
@@ -627,6 +628,46 @@ async def test_a_mistake_in_the_best_tier_does_not_keep_a_process_in_the_last(
             await until(lambda: 'database "nowhere" does not exist' in caplog.text)
     finally:
         server.restart_with()
+
+
+# ------------------------------------------------------------------ how many connections an opening makes
+
+
+@pytest.mark.parametrize(("options", "left"), [({}, 1), ({"pool_min_size": 3}, 3)], ids=["default", "three"])
+async def test_an_opening_makes_the_connections_of_the_pool_and_no_other(
+    options: dict[str, Any], left: int, database: str, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[psycopg.AsyncConnection[Any]] = []
+    connect = psycopg.AsyncConnection.connect
+
+    async def counted(*args: Any, **kwargs: Any) -> Any:
+        made.append(await connect(*args, **kwargs))
+        return made[-1]
+
+    monkeypatch.setattr(psycopg.AsyncConnection, "connect", counted)
+    async with open_saver(database, redis_url, sweep_interval_seconds=3600, **options) as saver:
+        assert saver._l1.trust.is_trusted, "the cache is ready"
+        assert len(made) == left
+        assert not any(each.closed for each in made)
+
+
+async def test_a_pool_that_may_be_empty_keeps_no_connection_of_its_opening(database: str) -> None:
+    options = {"timeout_seconds": 5, "connect_timeout_seconds": 5, "statement_timeout_seconds": 5}
+    pool = await open_pool(database, min_size=0, max_size=2, prepare_threshold=0, **options)  # type: ignore[arg-type]
+    async with await psycopg.AsyncConnection.connect(database, autocommit=True) as watcher:
+
+        async def others() -> tuple[Any, ...] | None:
+            return await (await watcher.execute(OTHER_CONNECTIONS)).fetchone()
+
+        await until(lambda: _is_none(others))
+        async with pool.connection() as connection:
+            await connection.execute("SELECT 1")
+            assert await others() == (1,)
+        await pool.close()
+
+
+async def _is_none(others: Callable[[], Any]) -> bool:
+    return bool(await others() == (0,))
 
 
 # ------------------------------------------------------------------ the table in the docs

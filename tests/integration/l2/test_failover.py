@@ -105,7 +105,7 @@ class Load:
                     self.errors.append(str(exc))
                     continue
                 self.read.append((began, monotonic(), thread.thread_id, number or 0))
-            await asyncio.sleep(0.002)
+            await asyncio.sleep(0.01)
 
     @asynccontextmanager
     async def on(self, writing: Process, reading: Process) -> AsyncIterator[None]:

@@ -24,6 +24,7 @@ from psycopg.rows import dict_row
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
 from redis.asyncio import Redis
 
+from copied_postgres import CopiedPostgres
 from databases import with_tables
 from glasspoint import CachedPostgresSaver, create_telemetry
 from glasspoint.embedded import EmbeddedPostgres
@@ -185,7 +186,7 @@ async def failing(database: str, table: str, sqlstate: str, times: int) -> None:
 @pytest.fixture
 def own_postgres() -> Iterator[EmbeddedPostgres]:
     """For this test alone. Durable: a server that forgets what it has confirmed proves nothing."""
-    with EmbeddedPostgres(durable=True) as server:
+    with CopiedPostgres(durable=True) as server:
         yield server
 
 

@@ -72,6 +72,9 @@ async def test_a_close_that_is_cancelled_leaves_no_connection_behind(
             closing = asyncio.ensure_future(saver.close())
             for _ in range(turns):
                 await asyncio.sleep(0)
+            if closing.done():  # the turns before were all that a close takes
+                closing.result()
+                return
             closing.cancel()
             await asyncio.wait({closing})
             await until(lambda: none(connections))

@@ -43,6 +43,7 @@ from drawn import (
 )
 from glasspoint import CachedPostgresSaver, create_telemetry
 from glasspoint.embedded import EmbeddedPostgres
+from pgbouncer import PROGRAM, pgbouncer
 from redis_nodes import Nodes
 from states import config_of, counts, exact, numbered_id, open_saver, open_upstream
 from steps import settled
@@ -113,6 +114,7 @@ async def open_scene(
     redis_of: Callable[[], Redis | RedisCluster],
     registry: CollectorRegistry,
     keys: Sequence[bytes | None],
+    pooler_url: str | None,
 ) -> AsyncIterator[Scene]:
     async with AsyncExitStack() as opened:
         telemetry = create_telemetry(registry=registry)
@@ -120,7 +122,13 @@ async def open_scene(
         yield Scene(
             ours=[
                 await opened.enter_async_context(
-                    open_saver(postgres_url, client, telemetry=telemetry, cache_ttl=ttl, l1_signing_key=key)
+                    open_saver(
+                        pooler_url or postgres_url,
+                        client,
+                        telemetry=telemetry,
+                        cache_ttl=ttl,
+                        l1_signing_key=key,
+                    )
                 )
                 for client, ttl, key in zip(clients[1:], (60, 60, 0.002), keys, strict=True)
             ],
@@ -418,20 +426,45 @@ def mirror(postgres: EmbeddedPostgres) -> Iterator[str]:
 @pytest.mark.dice
 @pytest.mark.timeout(400)  # how long the examples are is up to Hypothesis
 @pytest.mark.parametrize(
-    ("keys", "examples"),
-    [((None, None, None), 30), ((None, KEY, KEY[::-1]), 10)],
+    ("keys", "examples", "explored"),
+    [((None, None, None), 12, 300), ((None, KEY, KEY[::-1]), 6, 100)],
     ids=["unsigned", "in the middle of a change of keys"],
 )
 def test_any_operations_in_any_order_agree_with_upstream(
-    keys: Sequence[bytes | None], examples: int, database: str, mirror: str, redis_url: str
+    keys: Sequence[bytes | None],
+    examples: int,
+    explored: int,
+    database: str,
+    mirror: str,
+    redis_url: str,
 ) -> None:
+    examples = dice.rounds(examples, explored=explored)
     check_agreement(keys, examples, database, mirror, lambda: Redis.from_url(redis_url))
 
 
 @pytest.mark.dice
 @pytest.mark.timeout(400)
 def test_any_operations_agree_with_upstream_on_a_cluster(database: str, mirror: str, nodes: Nodes) -> None:
-    check_agreement((None, None, None), 10, database, mirror, nodes.client)
+    examples = dice.rounds(5, explored=100)
+    check_agreement((None, None, None), examples, database, mirror, nodes.client)
+
+
+@pytest.mark.skipif(PROGRAM is None, reason="needs pgbouncer: apt-get install pgbouncer")
+@pytest.mark.dice
+@pytest.mark.timeout(400)
+def test_any_operations_agree_with_upstream_behind_pgbouncer(
+    postgres: EmbeddedPostgres, database: str, mirror: str, redis_url: str
+) -> None:
+    """Ours share three connections in transaction mode; upstream's saver has connections of its own."""
+    with pgbouncer(postgres, "test", size=3) as pooler_url:
+        check_agreement(
+            (None, None, None),
+            5,
+            database,
+            mirror,
+            lambda: Redis.from_url(redis_url),
+            pooler_url=pooler_url,
+        )
 
 
 def check_agreement(
@@ -440,17 +473,24 @@ def check_agreement(
     database: str,
     mirror: str,
     redis_of: Callable[[], Redis | RedisCluster],
+    *,
+    pooler_url: str | None = None,
 ) -> None:
+    """Draw examples, and check that each agrees, and that the cache was used.
+
+    Args:
+        pooler_url: The way of ours to `database`, if it is another than upstream's.
+    """
     registry = CollectorRegistry()
     with asyncio.Runner() as runner:
-        scene = open_scene(database, mirror, redis_of, registry, keys)
+        scene = open_scene(database, mirror, redis_of, registry, keys, pooler_url)
         Agreement.scene, Agreement.run = runner.run(scene.__aenter__()), staticmethod(runner.run)
         Agreement.begun = 0
         try:
             run_state_machine_as_test(
                 Agreement,
                 settings=settings(
-                    max_examples=dice.rounds(examples),
+                    max_examples=examples,
                     stateful_step_count=30,
                     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
                 ),

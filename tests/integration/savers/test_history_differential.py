@@ -326,7 +326,7 @@ def test_any_operations_in_any_order_agree_with_upstream(place: str, database: s
             run_state_machine_as_test(
                 Agreement,
                 settings=settings(
-                    max_examples=dice.rounds(12),
+                    max_examples=dice.rounds(6, explored=120),
                     stateful_step_count=30,
                     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
                 ),
@@ -353,7 +353,7 @@ small_values = st.recursive(
 def test_containment_is_postgresqls(database: str) -> None:
     with psycopg.connect(database) as connection:
 
-        @settings(max_examples=dice.rounds(400))
+        @settings(max_examples=dice.rounds(150, explored=4000))
         @given(whole=small_values | json_values, part=small_values)
         @example(whole=True, part=1)
         @example(whole=0, part=False)

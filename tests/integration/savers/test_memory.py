@@ -9,7 +9,7 @@ from states import open_saver
 from steps import Thread, settled, until
 
 MARK = "a mark that no other object of this process has"
-CALLERS, CONVERSATIONS = 4, 200
+CALLERS, CONVERSATIONS = 4, 80
 
 
 def marked() -> set[str]:

@@ -11,19 +11,19 @@ import asyncio
 import hashlib
 import os
 import subprocess
-import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import groupby
 from typing import Any
 
 import pytest
 from redis.asyncio import Redis
 
+import preforked
 from agent_turn import AGENT
 from glasspoint.embedded import EmbeddedRedis
 from otlp import Collector, Span, Tree, collecting
-from places import SUPPORT
 
-WORKER = SUPPORT / "agent_turn.py"
 CANARY = "canary-Gefluester-0451"
 TURN = f"invoke_agent {AGENT}"
 
@@ -44,22 +44,37 @@ GRAPH = (
 )
 
 
-async def one_turn(
-    collector: Collector, database: str, redis_url: str, text: str, thread_id: str = "42", **variables: str
-) -> subprocess.CompletedProcess[str]:
-    """Have a turn in a process of its own, which has ended when this returns."""
-    # Nothing of this process's own settings, so that what is on is what the defaults turn on.
-    environment = {k: v for k, v in os.environ.items() if not k.startswith(("OTEL_", "CHECKPOINT_"))}
-    environment |= {"OTEL_EXPORTER_OTLP_ENDPOINT": collector.url, **variables}
-    return await asyncio.to_thread(
-        subprocess.run,
-        [sys.executable, str(WORKER), database, redis_url, thread_id, text],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=60,
-    )
+class Turns:
+    """Turns, each in a process of its own, that are traced as these variables say."""
+
+    def __init__(self, source: preforked.Source, variables: dict[str, str]) -> None:
+        self._source, self._variables = source, variables
+
+    async def one(
+        self, database: str, redis_url: str, text: str, thread_id: str = "42", **variables: str
+    ) -> subprocess.CompletedProcess[str]:
+        """Have a turn; its process has ended when this returns."""
+        # Nothing of this process's own settings, so that what is on is what the defaults turn on.
+        environment = {k: v for k, v in os.environ.items() if not k.startswith(("OTEL_", "CHECKPOINT_"))}
+        ended = await asyncio.to_thread(
+            preforked.run,
+            "from runpy import run_module; run_module('agent_turn', run_name='__main__', alter_sys=True)",
+            *(database, redis_url, thread_id, text),
+            env=environment | self._variables | variables,
+            timeout=60,
+            is_taken_down=True,
+            source=self._source,
+        )
+        assert ended.returncode == 0, ended.stderr
+        return ended
+
+
+@contextmanager
+def turns_with(collector: Collector, **variables: str) -> Iterator[Turns]:
+    """Processes that send their spans to the collector, and have these variables of OpenTelemetry."""
+    variables["OTEL_EXPORTER_OTLP_ENDPOINT"] = collector.url
+    with preforked.source_with(**variables) as source:
+        yield Turns(source, variables)
 
 
 def without_checks(tree: Tree) -> Tree:
@@ -79,19 +94,16 @@ def split(tree: Tree) -> tuple[Tree, list[tuple[str, Tree]]]:
 
 
 async def test_three_turns_in_three_processes_are_three_linked_traces(database: str, redis_url: str) -> None:
-    with collecting() as collector:
+    variables = {
+        "OTEL_RESOURCE_ATTRIBUTES": "deployment.environment.name=test",
+        "OTEL_EXPORTER_OTLP_HEADERS": "x-tenant=seven",
+    }
+    with collecting() as collector, turns_with(collector, **variables) as having:
         for number in range(3):
             if number == 2:
                 async with Redis.from_url(redis_url) as redis:
                     await redis.flushall()
-            worker = await one_turn(
-                collector,
-                database,
-                redis_url,
-                "hello",
-                OTEL_RESOURCE_ATTRIBUTES="deployment.environment.name=test",
-                OTEL_EXPORTER_OTLP_HEADERS="x-tenant=seven",
-            )
+            worker = await having.one(database, redis_url, "hello")
             assert worker.stdout.split() == ["redis", "psycopg", "langchain"]
     turns = collector.named(TURN)
     assert len({turn.trace_id for turn in turns}) == 3
@@ -145,11 +157,9 @@ async def test_nothing_that_was_said_and_no_credential_is_emitted(
     async with Redis.from_url(own_redis.url) as redis:
         await redis.config_set("requirepass", password)
     servers = f"{database}&password={password}", own_redis.url.replace("//", f"//:{password}@")
-    with collecting() as collector:
+    with collecting() as collector, turns_with(collector) as having:
         for _ in range(2):
-            worker = await one_turn(
-                collector, *servers, text, CANARY, CHECKPOINT_TELEMETRY_THREAD_IDS="hashed"
-            )
+            worker = await having.one(*servers, text, CANARY, CHECKPOINT_TELEMETRY_THREAD_IDS="hashed")
             assert "LookupError" in worker.stdout if text != CANARY else "LookupError" not in worker.stdout
             assert "glasspoint_operation_duration_seconds_count" in worker.stderr, "the metrics are there"
             assert not secrets_in(collector, worker.stdout, worker.stderr)
@@ -168,13 +178,8 @@ def _errors_of(spans: list[Span]) -> list[Any]:
 
 async def test_content_is_there_for_whoever_asks_for_it(database: str, redis_url: str) -> None:
     """So that the test above has something to find."""
-    with collecting() as collector:
-        await one_turn(
-            collector,
-            database,
-            redis_url,
-            CANARY,
-            OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT="true",
-        )
+    content = {"OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT": "true"}
+    with collecting() as collector, turns_with(collector, **content) as having:
+        await having.one(database, redis_url, CANARY)
     assert secrets_in(collector)
     assert not [span for span in collector.spans if span.scope == "glasspoint" and CANARY in str(span)]

@@ -7,8 +7,6 @@ import asyncio
 import json
 import os
 import signal
-import subprocess
-import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack
 from functools import partial
@@ -21,11 +19,11 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
+import preforked
 from databases import with_tables
 from glasspoint import create_telemetry
 from glasspoint.embedded import EmbeddedPostgres, EmbeddedRedis
 from glasspoint.errors import L2UnavailableError
-from places import SUPPORT
 from steps import locked, until
 from truth import ONE_CONNECTION, Application, Truth, application, expected, scraped, waits_in
 
@@ -161,18 +159,20 @@ async def test_waits_for_a_connection_and_callers_that_got_none(
         assert said_by(registry) == expected(app.truth)
 
 
+PROGRAM = "from runpy import run_module; run_module('truth', run_name='__main__', alter_sys=True)"
+
+
 class Worker:
     """One of several processes."""
 
-    def __init__(self, postgres_url: str, redis_url: str, directory: Path, *options: str) -> None:
+    def __init__(self, together: Together, postgres_url: str, redis_url: str, *options: str) -> None:
         self.truth = Truth()
-        self._process = subprocess.Popen(
-            [sys.executable, "truth.py", postgres_url, redis_url, *options],
-            cwd=SUPPORT,
-            env=environment(directory),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
+        self._process = preforked.Popen(
+            PROGRAM,
+            *(postgres_url, redis_url, *options),
+            env=together.environment,
+            has_stdin=True,
+            source=together.source,
         )
 
     def do(self, *command: str) -> str:
@@ -199,48 +199,50 @@ class Worker:
         with self._process:
             assert self._process.stdin is not None
             self._process.stdin.close()
-            self._process.wait(30)
+            self._process.wait(60)
 
 
-def environment(directory: Path) -> dict[str, str]:
-    return {**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(directory)}
+class Together:
+    """Where processes write down what they count, so that each says it of all."""
+
+    def __init__(self, source: preforked.Source, variables: dict[str, str]) -> None:
+        self.source = source
+        self.environment = {**os.environ, **variables}
+
+    def families(self) -> list[Metric]:
+        """What a process that serves nothing itself says of the others."""
+        page = preforked.run(PROGRAM, "--scrape", env=self.environment, timeout=60, source=self.source)
+        assert page.returncode == 0, page.stderr
+        return list(text_string_to_metric_families(page.stdout))
+
+    def said(self) -> Truth:
+        return scraped(self.families())
+
+
+@pytest.fixture
+def together(tmp_path: Path) -> Iterator[Together]:
+    variables = {"PROMETHEUS_MULTIPROC_DIR": str(tmp_path)}
+    with preforked.source_with(**variables) as source:
+        yield Together(source, variables)
 
 
 @pytest.fixture
 def workers(
-    own_postgres: EmbeddedPostgres, own_redis: EmbeddedRedis, tmp_path: Path
+    together: Together, own_postgres: EmbeddedPostgres, own_redis: EmbeddedRedis
 ) -> Iterator[tuple[Worker, Worker, Worker]]:
     with ExitStack() as stack:
-        found = [Worker(own_postgres.url, own_redis.url, tmp_path) for _ in range(3)]
+        found = [Worker(together, own_postgres.url, own_redis.url) for _ in range(3)]
         for each in found:
             stack.callback(each.close)
         one, two, three = found
         yield one, two, three
 
 
-def said_by_all(directory: Path) -> Truth:
-    """What a process that serves nothing itself says of the others."""
-    return scraped(families_of_all(directory))
-
-
-def families_of_all(directory: Path) -> list[Metric]:
-    page = subprocess.run(
-        [sys.executable, "truth.py", "--scrape"],
-        cwd=SUPPORT,
-        env=environment(directory),
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=60,
-    )
-    return list(text_string_to_metric_families(page.stdout))
-
-
 def test_in_several_processes_under_faults(
     workers: tuple[Worker, Worker, Worker],
+    together: Together,
     own_postgres: EmbeddedPostgres,
     own_redis: EmbeddedRedis,
-    tmp_path: Path,
 ) -> None:
     one, two, three = workers
 
@@ -259,7 +261,7 @@ def test_in_several_processes_under_faults(
     assert two.do("answer", "two", "1", "asker") == "interrupted"
     assert three.do("answer", "two", "1", "asker") == "ok"
     assert (truth()["raised"], truth()["resumed"]) == (4, 4)
-    assert said_by_all(tmp_path) == truth()
+    assert together.said() == truth()
 
     # Both servers are lost, one after the other, and a worker is killed.
     own_redis.kill()
@@ -278,16 +280,16 @@ def test_in_several_processes_under_faults(
     two.kill()
     assert one.do("talk", "b", "one") == "interrupted"
     assert three.do("answer", "b") == "ok"
-    assert said_by_all(tmp_path) == truth()
+    assert together.said() == truth()
 
 
 async def test_pools_that_are_too_small_in_several_processes_under_faults(
-    own_postgres: EmbeddedPostgres, own_redis: EmbeddedRedis, tmp_path: Path
+    together: Together, own_postgres: EmbeddedPostgres, own_redis: EmbeddedRedis
 ) -> None:
     """Two processes with a connection each, which a put holds; then PostgreSQL stops."""
     database = with_tables(own_postgres)
     with ExitStack() as stack:
-        workers = [Worker(database, own_redis.url, tmp_path, "one-connection") for _ in range(2)]
+        workers = [Worker(together, database, own_redis.url, "one-connection") for _ in range(2)]
         for each in workers:
             stack.callback(each.close)
 
@@ -297,7 +299,7 @@ async def test_pools_that_are_too_small_in_several_processes_under_faults(
         for number, worker in enumerate(workers):
             assert worker.do("talk", f"thread-{number}") == "ok"
             worker.do("settle")
-        count, seconds = waits_in(families_of_all(tmp_path))
+        count, seconds = waits_in(together.families())
         async with locked(database, "checkpoints") as waiter:
             for number, worker in enumerate(workers):
                 worker.do("hold", f"held-{number}")
@@ -307,11 +309,11 @@ async def test_pools_that_are_too_small_in_several_processes_under_faults(
                 assert worker.do("crowd", "3") == "3"
         for worker in workers:
             assert worker.do("held") == "written"
-        counted, waited = waits_in(families_of_all(tmp_path))
+        counted, waited = waits_in(together.families())
         assert counted - count == 2 * (1 + 3)
         assert waited - seconds >= 2 * 3 * 0.5
         assert truth()["timeouts"] == 6
-        assert said_by_all(tmp_path) == truth()
+        assert together.said() == truth()
 
         own_postgres.stop()
         for worker in workers:
@@ -319,7 +321,7 @@ async def test_pools_that_are_too_small_in_several_processes_under_faults(
         own_postgres.start()
         for number, worker in enumerate(workers):
             assert worker.do("works", f"thread-{number}") == "something"
-        assert said_by_all(tmp_path) == truth()
+        assert together.said() == truth()
 
 
 async def _wait_for_locks(database: str, count: int) -> bool:

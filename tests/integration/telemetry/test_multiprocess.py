@@ -59,22 +59,24 @@ class Served:
         except httpx.TransportError:
             return False
 
-    def families(self) -> dict[str, Metric]:
-        text = self.get("/metrics", Accept="application/openmetrics-text; version=1.0.0").text
+    def families(self, *names: str) -> dict[str, Metric]:
+        """All families, or those of some samples alone."""
+        asked = "&".join(f"name[]=glasspoint_{name}" for name in names)
+        text = self.get(f"/metrics?{asked}", Accept="application/openmetrics-text; version=1.0.0").text
         return {family.name: family for family in parse_openmetrics(text)}
 
-    def values(self) -> Values:
+    def values(self, *names: str) -> Values:
         return {
             (sample.name.removeprefix("glasspoint_"), frozenset(sample.labels.items())): sample.value
-            for family in self.families().values()
+            for family in self.families(*names).values()
             for sample in family.samples
         }
 
     def value(self, name: str, **labels: str) -> float | None:
-        return self.values().get((name, frozenset({"saver": "default", **labels}.items())))
+        return self.values(name).get((name, frozenset({"saver": "default", **labels}.items())))
 
 
-def until(condition: Callable[[], Any], seconds: float = 30.0) -> Any:
+def until(condition: Callable[[], Any], seconds: float = 60.0) -> Any:
     deadline = monotonic() + seconds
     while not (answer := condition()):
         assert monotonic() < deadline, f"still not so after {seconds} s"
@@ -170,7 +172,11 @@ def page_of_a_process_alone(directory: Path) -> str:
 def counted(served: Served) -> dict[str, float]:
     """What all workers have done, by a counter and by a histogram."""
     totals = dict.fromkeys(("reads", "timed reads", "puts", "puts in buckets", "writes"), 0.0)
-    for (name, labels), value in served.values().items():
+    durations = [
+        f"{of}_duration_seconds_{part}" for of in ("read", "operation") for part in ("bucket", "sum", "count")
+    ]
+    asked = served.values("l1_reads_total", "write_through_total", *durations)
+    for (name, labels), value in asked.items():
         put = {("operation", "put"), ("outcome", "ok")} <= labels
         for key, belongs in {
             "reads": name == "l1_reads_total",
@@ -185,11 +191,9 @@ def counted(served: Served) -> dict[str, float]:
     return totals
 
 
-def test_the_live_page_of_one_worker_shows_both(served: Served) -> None:
-    """The feed is that of the worker that serves the page, which says so."""
-    pids: set[int] = set()
-    while len(pids) < 2:
-        pids.add(served.get(f"/turn/{monotonic()}").json()["pid"])
+def look_at_the_live_page(served: Served, turn: Callable[[], int], pids: set[int]) -> None:
+    """Check that the page of one worker shows both, while turns are made. The feed is that of the worker that
+    serves the page, which says so."""
     with Page(served.url) as page:
         until(lambda: page.of("hello"))
         hello = page.newest("hello")
@@ -197,7 +201,7 @@ def test_the_live_page_of_one_worker_shows_both(served: Served) -> None:
         [other] = pids - {hello["pid"]}
 
         def both() -> bool:
-            served.get(f"/turn/{monotonic()}")
+            turn()
             each = page.newest("figures").get("each", {})
             return all(
                 each.get(name, {}).get("writes", {}).get("rate") for name in ("here", f"process {other}")
@@ -212,7 +216,7 @@ def test_the_live_page_of_one_worker_shows_both(served: Served) -> None:
         until(lambda: page.calls)
 
 
-def test_two_workers_are_one(served: Served, database: str) -> None:
+def test_two_workers_are_one_for_a_scrape_and_on_the_live_page(served: Served, database: str) -> None:
     if served.own_page is not None:  # no worker has been scraped: they write their figures down by themselves
         own_page = served.own_page
         for line in (POOL_OF_BOTH, 'glasspoint_storage_bytes{saver="default",table="checkpoints"}'):
@@ -224,9 +228,14 @@ def test_two_workers_are_one(served: Served, database: str) -> None:
         pid: int = served.get(f"/turn/{sum(turns.values())}-{monotonic()}").json()["pid"]
         return pid
 
+    def counted_turn() -> int:
+        turns[pid := turn()] += 1
+        return pid
+
     with ThreadPoolExecutor(8) as callers:
         while len(turns) < 2 or min(turns.values()) < 5:
             turns.update(callers.map(lambda _: turn(), range(16)))
+    look_at_the_live_page(served, counted_turn, set(turns))
     total = sum(turns.values())
 
     # Every family of the contract, and no other of ours.
@@ -259,8 +268,8 @@ def test_two_workers_are_one(served: Served, database: str) -> None:
         row = conn.execute("SELECT pg_total_relation_size('glasspoint_l1_journal')").fetchone()
     assert row is not None
     until(lambda: served.value("storage_bytes", table="glasspoint_l1_journal") == row[0])
-    until(lambda: len(served.families()["glasspoint"].samples) == 1)
-    [info] = served.families()["glasspoint"].samples
+    until(lambda: len(served.families("info")["glasspoint"].samples) == 1)
+    [info] = served.families("info")["glasspoint"].samples
     assert info.value == 1
     assert set(info.labels) == {"saver", *METRICS["info"].labels}
     assert all(info.labels.values()), "the versions that became known later replace those that were not"

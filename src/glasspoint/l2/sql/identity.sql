@@ -67,6 +67,19 @@ extract(epoch FROM pg_postmaster_start_time())::text
 -- In place of what the server refuses to tell.
 NULL
 
+-- name: ask_all
+-- Asks for all that a server may withhold.
+-- returns  one row, unless the server withholds a part of it
+/* glasspoint */
+SELECT
+-- include: told_system
+,
+-- include: told_timeline
+,
+-- include: told_started
+,
+-- include: told_position
+
 -- name: ask_system
 -- Asks for the identifier of the cluster, and for nothing else.
 -- returns  one row, unless the server withholds it

@@ -1,0 +1,90 @@
+"""The rules of a Redis Cluster, each to be broken once, as in `mutations`."""
+
+from __future__ import annotations
+
+from model.mutations import Mutation, steps
+from model.terms import Move
+
+_CLUSTER = "glasspoint.l1.cluster"
+_CACHE = "glasspoint.l1.cache"
+_EPOCH = "glasspoint.l1.epoch"
+
+_SLOT_THERE: tuple[Move, ...] = (
+    ("slot", "begin, there"),
+    ("slot", "carry, there"),
+    ("slot", "arrive, there"),
+)
+
+# An image that is older than the write stands there, and the reader does not know the slot's new master yet.
+_WARMED_UP_THERE: tuple[Move, ...] = (
+    *_SLOT_THERE,
+    *steps("t", "look here", "epoch here", "epoch there", "look", "read there", "select", "warm_up there"),
+    *steps("r", "read", "select"),
+)
+_WRITTEN_THERE_AND_LOST: tuple[Move, ...] = (
+    ("slot", "begin, carry, arrive, there"),
+    *steps("w", "look here", "epoch here", "epoch there", "look here", "look"),
+    *steps("w", "begin there", "put snapshot", "put", "confirm there"),
+    ("end", "w", ""),
+    *steps("w.end", "commit there"),
+    ("promote", "1"),
+    ("slot", "begin, carry, arrive, here"),
+)
+
+RULES_OF_SLOTS = (
+    Mutation(
+        "a step deletes an entry of another reign",
+        (("reign.lua", "if redis.call('HGET', KEY, 'reign') ~= REIGN and", "if false and"),),
+        "put || reader || the slot moves",
+        ("promote",),
+        start=(
+            *steps("w", "begin", "put snapshot", "put", "confirm"),
+            ("end", "w", ""),
+            *steps("w.end", "commit"),
+        ),
+    ),
+    Mutation(
+        "the configuration epoch is a part of the reign",
+        (
+            (
+                _EPOCH,
+                '_id_in(replication, "master_replid"), config_epoch)',
+                '_id_in(replication, "master_replid"))',
+            ),
+        ),
+        "sweep, put || sweep, read || the slot moves and comes back",
+        ("promote",),
+        start=_WRITTEN_THERE_AND_LOST,
+    ),
+    Mutation(
+        # Where the slot's arrival changes the epoch of its new master, that makes the master suspect, too.
+        "a master that has gained a slot is suspect",
+        (
+            (
+                _CLUSTER,
+                "                node.trust.suspect()\n                has_changed",
+                "                has_changed",
+            ),
+        ),
+        "put || reader, its sweeper || sweep, read || the slot moves",
+        start=_WARMED_UP_THERE,
+    ),
+    Mutation(
+        # Where the slot arrives, its new master is suspect, and believes none of its entries.
+        "the scope of a write that met ASK is in quarantine",
+        (
+            (
+                _CACHE,
+                '        elif step != "read" and not self.quarantine.enter(scope, "its slot is on the way to '
+                'another node"):\n            return self._unavailable(exc)\n',
+                "",
+            ),
+        ),
+        "put_writes, its sweeper and reader || reader, its sweeper || the slot moves, called off",
+        start=(
+            *_SLOT_THERE[:2],
+            *steps("w", "begin", "put_writes", "drop"),
+            *steps("v", "read", "select"),
+        ),
+    ),
+)
