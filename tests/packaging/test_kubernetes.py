@@ -105,6 +105,7 @@ def test_the_url_of_redis_leads_to_what_the_file_is_for(file: str, kind: str) ->
     url = service["stringData"]["REDIS_URL"]
     location = locate(url)
     assert location.kind == kind
+    assert "://glasspoint_chain:" in url, "the service falls back on the tier redis: see docs/rights.md"
     if kind != "single":
         assert len(location.hosts) == 3
         assert {port for _, port in location.hosts} == {26379 if kind == "sentinel" else 6379}

@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 
 from glasspoint.cli.parts import (
+    FORESEEN,
     AsJson,
     KeyPrefix,
     PostgresUrl,
@@ -20,8 +21,8 @@ from glasspoint.cli.parts import (
     print_json,
     registering,
     saver_options,
+    words_of,
 )
-from glasspoint.errors import GlasspointError
 from glasspoint.logs import kept_warnings
 
 if TYPE_CHECKING:
@@ -197,10 +198,10 @@ def _browse(
         try:
             with kept_warnings(capacity=1):
                 found = asyncio.run(run())
-        except GlasspointError as error:
+        except FORESEEN as error:
             if not as_json:
                 raise
-            print_json(False, {"error": " ".join(str(error).split())})
+            print_json(False, {"error": " ".join(words_of(error).split())})
             raise typer.Exit(1) from None
         if as_json:
             print_json(True, found)

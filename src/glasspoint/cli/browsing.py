@@ -31,6 +31,7 @@ from glasspoint.model import traceparent
 from glasspoint.model.codec import version_text, versions_of
 from glasspoint.model.scope import Scope, is_ordered_id, time_of_id, validate_thread_id
 from glasspoint.model.threads import choose_threads
+from glasspoint.redis.faults import remedy
 from glasspoint.redis.signature import secret_of
 from glasspoint.telemetry import create_telemetry
 
@@ -339,7 +340,7 @@ class Browser:
         except NoIdentityError as exc:
             return {"result": "no cache", "agrees": None, "detail": _NO_IDENTITY[exc.reason]}
         except (RedisError, OSError, TimeoutError, L1Error) as exc:
-            detail = str(exc) if isinstance(exc, GlasspointError) else type(exc).__name__
+            detail = str(exc) if isinstance(exc, GlasspointError) else remedy(exc) or type(exc).__name__
             return {"result": "unavailable", "agrees": None, "detail": detail}
         facts: Facts = {
             "result": standing.kind,

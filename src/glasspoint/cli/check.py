@@ -35,12 +35,13 @@ from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict
 from psycopg.rows import tuple_row
 from redis.asyncio import RedisCluster
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import RedisClusterException, RedisError, ResponseError
+from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from glasspoint import CachedPostgresSaver, RedisSaver
 from glasspoint.cli.parts import connect_once, opened_redis
 from glasspoint.coherence.attached import why_not_to_attach
-from glasspoint.errors import GlasspointError
+from glasspoint.errors import GlasspointError, RedisRefusedError, RedisUnavailableError
 from glasspoint.l1.cluster import masters_of
 from glasspoint.l1.epoch import root_of
 from glasspoint.l2.hosts import count_hosts
@@ -50,12 +51,14 @@ from glasspoint.l2.schema_statements import OWN_TABLES
 from glasspoint.l2.sql import query
 from glasspoint.l2.target import Target
 from glasspoint.model.option_types import POOL_MAX_SIZE
+from glasspoint.model.scope import key_part
 from glasspoint.model.urls import address_text, without_secret
 from glasspoint.redis.client import address_of, database_of, eviction_of
 from glasspoint.redis.faults import is_a_refused_command, remedy
 from glasspoint.redis.permissions import check_permissions, refuse_cluster
 from glasspoint.redis.sentinels import SentinelPool, SentinelsRefuseError, UnknownServiceError
-from glasspoint.redis.topology import tag_in
+from glasspoint.redis.timeouts import answered_within
+from glasspoint.redis.topology import SLOTS, View, name_of, slot_of, tag_in
 from glasspoint.telemetry import create_telemetry
 from glasspoint.telemetry.events import DURABLE
 
@@ -67,6 +70,8 @@ if TYPE_CHECKING:
 
     from glasspoint.model.sync_methods import Opening
     from glasspoint.redis.sentinels import Sentinels
+    from glasspoint.redis.topology import Master, Topology
+    from glasspoint.telemetry.events import SaverStatus
 
 __all__ = ["Finding", "Status", "run_checks", "say"]
 
@@ -78,6 +83,8 @@ _READ_ONLY_TABLES = ("checkpoint_migrations", "glasspoint_identity")
 _SET_UP = "Run `glasspoint setup` (or `await saver.setup()`) once, with the owner of the tables"
 _COUNT_EXACTLY_BELOW_ROWS = 1_000_000
 _REMOVAL_SECONDS = 10.0
+_POLL_SECONDS = 0.05
+_REDIS_SECONDS = 2.0  # for one answer of one server, so that a silent one is named
 _SCANS = 50
 _NAMED_AT_MOST = 10
 _ROOM = query("room_for_connections")
@@ -126,6 +133,8 @@ async def run_checks(
     *,
     key_prefix: str = "glasspoint",
     saver_options: Mapping[str, Any] | None = None,
+    fallbacks: Sequence[str] = ("redis", "memory"),
+    redis_timeout_seconds: float = 2.0,
     timeout_seconds: float,
 ) -> AsyncIterator[Finding]:
     """Run all checks, one after the other, and yield their findings. A failed one does not stop the others.
@@ -134,10 +143,20 @@ async def run_checks(
         postgres_url: PostgreSQL, in any form that the saver takes; empty if it is not configured.
         redis_url: Redis; empty if it is not configured.
         key_prefix: The beginning of the service's keys in Redis.
-        saver_options: Further options of the service's saver: see `CachedPostgresSaver.create`.
+        saver_options: Further options of the service's saver: see `savers.options.trial_options`.
+        fallbacks: The tiers that the service falls back on. Without `redis` among them, Redis may evict, and
+            its user needs only the rights of the cache.
+        redis_timeout_seconds: How long a step of the tier `redis` may take.
         timeout_seconds: How long one check may take, so that a server that never answers fails its check.
     """
-    checks = _Checks(postgres_url, redis_url, key_prefix, saver_options or {})
+    checks = _Checks(
+        postgres_url,
+        redis_url,
+        key_prefix,
+        saver_options or {},
+        has_tier="redis" in fallbacks,
+        tier_seconds=redis_timeout_seconds,
+    )
     probes: tuple[tuple[str, Callable[[], Awaitable[str]]], ...] = (
         ("PostgreSQL", checks.postgres),
         ("Connections", checks.connections),
@@ -158,17 +177,22 @@ async def _find(
     started = perf_counter()
     status: Status = "failed"
     try:
-        async with asyncio.timeout(timeout_seconds):
+        async with asyncio.timeout(timeout_seconds) as limit:
             detail = await probe()
         status = "ok"
     except TimeoutError as error:
-        detail = str(error) or f"not done within {timeout_seconds:g} s: somebody on the way is silent"
+        silent = "a server did not answer in time: see the checks above"
+        if limit.expired():
+            silent = f"not done within {timeout_seconds:g} s: somebody on the way is silent"
+        detail = str(error) or silent
     except _Skipped as reason:
         status, detail = "skipped", str(reason)
     except _Warned as reason:
         status, detail = "warning", str(reason)
-    except (_Failed, GlasspointError, RedisError, psycopg.Error, OSError) as error:
+    except (_Failed, GlasspointError, psycopg.Error, OSError) as error:
         detail = str(error) or type(error).__name__
+    except (RedisError, RedisClusterException) as error:
+        detail = f"{_sentence(error)} {remedy(error)}"
     if status == "failed":
         # Drivers and servers may quote passwords in their errors. Other findings are our own text: it needs
         # no masking, which would also hide the database's name if that equals the password.
@@ -181,12 +205,21 @@ class _Checks:
     """The checks, and the facts that later ones need from earlier ones."""
 
     def __init__(
-        self, postgres_url: str, redis_url: str, key_prefix: str, saver_options: Mapping[str, Any]
+        self,
+        postgres_url: str,
+        redis_url: str,
+        key_prefix: str,
+        saver_options: Mapping[str, Any],
+        *,
+        has_tier: bool,
+        tier_seconds: float,
     ) -> None:
         self._postgres_url = postgres_url
         self._redis_url = redis_url
         self._key_prefix = key_prefix
         self._saver_options = saver_options
+        self._has_tier = has_tier
+        self._tier_seconds = tier_seconds
         self._has_opened = False
         self._obstacle = "PostgreSQL was not reached"
         self._has_redis = False
@@ -231,16 +264,46 @@ class _Checks:
         """Check that Redis answers and can be the cache; return its version and address."""
         if not self._redis_url:
             raise _Failed("not configured: set REDIS_URL, or pass --redis-url.")
-        async with self._each_redis() as servers:
-            found = []
-            for redis, tag in servers:
-                place, version = await self._look_at_redis(redis, tag)
-                found.append((place, version))
+        async with self._open_redis() as redis:
+            if isinstance(redis, RedisCluster):
+                return await self._of_cluster(redis)
+            place, version = await self._look_at_redis(redis, None)
             self._has_redis = True
-            if servers[0][1] is None:
-                return await self._of_one(servers[0][0], f"{found[0][1]} at {found[0][0]}")
-            masters = ", ".join(f"{place} ({version})" for place, version in found)
-            return f"a Redis Cluster of {len(found)} masters: {masters}"
+            return await self._of_one(redis, f"{version} at {place}")
+
+    async def _of_cluster(self, redis: RedisCluster) -> str:
+        """Check each master, and each node that the URL names."""
+        found, lost = [], []
+        async with self._masters_of(redis) as (topology, masters):
+            survey = await topology.survey()
+            for master in masters:
+                try:
+                    place, version = await self._look_at_redis(
+                        topology.client(master.address), tag_in(master.slots)
+                    )
+                except (_Failed, GlasspointError) as error:
+                    lost.append(str(error))
+                else:
+                    found.append(f"{place} ({version})")
+        self._has_redis = bool(found)
+        if lost:
+            raise _Failed(f"{' '.join(lost)} {len(found)} of {len(masters)} masters can be the cache.")
+        said = f"a Redis Cluster of {len(found)} masters: {', '.join(found)}"
+        addresses = {master.address for master in masters}
+        warnings = [
+            f"the node {name_of(address)}, which REDIS_URL names, does not answer ({type(told).__name__})"
+            for address, told in survey.items()
+            if isinstance(told, Exception) and address not in addresses
+        ]
+        unserved = max((each.unserved_slots for each in survey.values() if isinstance(each, View)), default=0)
+        if unserved:
+            warnings.append(
+                f"{unserved} of {SLOTS} slots have no master: PostgreSQL answers for their threads "
+                "(redis-cli --cluster fix gives them one)"
+            )
+        if warnings:
+            raise _Warned("; ".join([said, *warnings]))
+        return said
 
     @staticmethod
     async def _of_one(redis: Redis, found: str) -> str:
@@ -257,12 +320,13 @@ class _Checks:
         """
         where = "" if tag is None else f"The shard {_at(redis)}: "
         try:
-            server = await redis.info("server")
-        except (RedisError, OSError) as error:
+            with answered_within(_REDIS_SECONDS):
+                server = await redis.info("server")
+        except (RedisError, OSError, TimeoutError) as error:
             if not is_a_refused_command(error):
                 is_clear = isinstance(error, SentinelsRefuseError | UnknownServiceError)
                 hint = "" if is_clear else " Check REDIS_URL, and that the server is up."
-                raise _Failed(f"{where}{_sentence(error)}{hint}") from error
+                raise _Failed(f"{where}{_no_answer(redis, error)}{hint}") from error
             server = {}  # `check_permissions` names the missing right
         if tag is None:
             refuse_cluster(server)
@@ -270,9 +334,12 @@ class _Checks:
         if tag is None:
             place += f", database {database_of(redis)}"
         try:
-            await check_permissions(redis, self._key_prefix, tag=tag)
-        except RedisError as error:
-            raise _Failed(f"{where}{_sentence(error)} {remedy(error)}") from error
+            with answered_within(_REDIS_SECONDS):
+                await check_permissions(redis, self._key_prefix, tag=tag)
+        except (RedisError, OSError, TimeoutError) as error:
+            raise _Failed(f"{where}{_no_answer(redis, error)} {remedy(error)}") from error
+        except GlasspointError as error:
+            raise _Failed(f"{where}{error}") from error
         name = "Valkey " if "valkey_version" in server else ""
         return place, f"{name}version {server.get('valkey_version') or server.get('redis_version', '?')}"
 
@@ -283,26 +350,49 @@ class _Checks:
             if not isinstance(redis, RedisCluster):
                 yield [(redis, None)]
                 return
-            try:
-                async with masters_of(redis) as (topology, masters):
-                    if not masters:
-                        raise _Failed("no master of the Redis Cluster owns a slot.")
-                    yield [(topology.client(each.address), tag_in(each.slots)) for each in masters]
-            except (RedisError, OSError) as error:
-                raise _Failed(f"{_sentence(error)} Check REDIS_URL, and that the cluster is up.") from error
+            async with self._masters_of(redis) as (topology, masters):
+                yield [(topology.client(each.address), tag_in(each.slots)) for each in masters]
+
+    @asynccontextmanager
+    async def _masters_of(self, redis: RedisCluster) -> AsyncIterator[tuple[Topology, tuple[Master, ...]]]:
+        """Find the masters of a cluster. No node of it is waited for longer than two seconds."""
+        try:
+            async with masters_of(redis, key_prefix=self._key_prefix) as (topology, masters):
+                if not masters:
+                    raise _Failed("no master of the Redis Cluster owns a slot.")
+                yield topology, masters
+        except TimeoutError as error:
+            raise _Failed(
+                f"no node of the Redis Cluster that REDIS_URL names answers within {_REDIS_SECONDS:g} s. "
+                "Check REDIS_URL, and that the cluster is up."
+            ) from error
+        except (RedisError, OSError) as error:
+            raise _Failed(f"{_sentence(error)} Check REDIS_URL, and that the cluster is up.") from error
 
     async def eviction(self) -> str:
         """Check that Redis does not evict keys, which the fallback chain's tier `redis` cannot afford."""
         if not self._has_redis:
             raise _Skipped("Redis was not reached")
         async with self._each_redis() as servers:
-            try:
-                policies = [eviction_of(await redis.info("memory")) for redis, _ in servers]
-            except ResponseError as error:
-                raise _Warned(f"not known: let this user run INFO ({_sentence(error)})") from error
+            policies, silent = [], []
+            for redis, _ in servers:
+                try:
+                    with answered_within(_REDIS_SECONDS):
+                        policies.append(eviction_of(await redis.info("memory")))
+                except ResponseError as error:
+                    raise _Warned(f"not known: let this user run INFO ({_sentence(error)})") from error
+                except (RedisError, OSError, TimeoutError) as error:
+                    silent.append(_no_answer(redis, error))
         policy = next(filter(None, policies), None)
         if policy is None:
+            if silent:
+                raise _Warned(f"not known for all servers: {' '.join(silent)}")
             return "Redis evicts no key before it expires"
+        if not self._has_tier:
+            return (
+                f"Redis may evict keys ({policy}), and the cache loses nothing by that; "
+                "CHECKPOINT_FALLBACKS leaves the tier redis out"
+            )
         raise _Warned(
             f"Redis may evict keys ({policy}). The cache loses nothing by that, but the tier redis of the "
             "fallback chain loses conversations: use maxmemory-policy noeviction, or leave redis out of "
@@ -361,6 +451,7 @@ class _Checks:
             raise _Failed(why_not)
         async with self._saver() as saver:
             status = saver.status
+            await _until_identified(status)
         if status.identity is None:
             why = status.no_identity_because or "It has no identity of this database. See the service's log."
             raise _Failed(f"L1 (Redis) is not used. {why}")
@@ -396,10 +487,12 @@ class _Checks:
         own, found = identity.partition(".")[0], set[str]()
         root = root_of(self._key_prefix)
         async with self._each_redis() as servers:
-            redis, _ = servers[0]  # of a cluster, any master: entries of each database are on all
+            # Of a cluster, any master that answers: entries of each database are on all.
+            redis = await _first_to_answer([redis for redis, _ in servers])
             cursor = 0
             for _ in range(_SCANS):
-                cursor, keys = await redis.scan(cursor, match=f"{root}*", count=1000)
+                with answered_within(_REDIS_SECONDS):
+                    cursor, keys = await redis.scan(cursor, match=f"{root}*", count=1000)
                 for key in cast("list[bytes]", keys):
                     _, _, name = key.decode(errors="replace").removeprefix(root).partition(":")
                     found.add(name.partition(".")[0])
@@ -418,25 +511,36 @@ class _Checks:
         finally:
             if self._has_opened:
                 await self._remove(thread_id)
+        where = await self._place_of(thread_id)
         if _NAME not in answer:
             raise _Failed(f"the second turn has forgotten the name; it said: {answer}")
         if "hit" not in l1_results:
             found = ", ".join(l1_results) or "no read at all"
-            raise _Failed(f"the name was remembered, but by PostgreSQL alone: L1 (Redis) answered {found}.")
-        return f"two turns, the name was remembered, and found in L1 ({', '.join(l1_results)}); removed again"
+            raise _Failed(
+                f"the name was remembered, but by PostgreSQL alone: L1 (Redis{where}) answered {found}."
+            )
+        found = ", ".join(l1_results)
+        return f"two turns, the name was remembered, and found in L1 ({found}{where}); removed again"
+
+    async def _place_of(self, thread_id: str) -> str:
+        """Return which master of a cluster has the slot of a thread; `""` if Redis is no cluster."""
+        slot = slot_of(key_part(thread_id))
+        async with self._open_redis() as redis:
+            if not isinstance(redis, RedisCluster):
+                return ""
+            try:
+                async with self._masters_of(redis) as (_, masters):
+                    owner = next((name_of(each.address) for each in masters if each.owns(slot)), "no master")
+            except (_Failed, GlasspointError):
+                owner = "a master that is not known"
+        return f"; the slot {slot} of the scratch thread is on {owner}"
 
     async def outage(self) -> str:
         """Check that no thread of an outage waits in Redis, and that none was set aside."""
         if not self._has_redis or not self._postgres_url:
             raise _Skipped("Redis was not reached" if self._postgres_url else self._obstacle)
         target = Target.of(self._postgres_url, schema=self._saver_options.get("schema"))
-        telemetry = create_telemetry(registry=CollectorRegistry())
-        async with (
-            self._open_redis() as redis,
-            # `create` would begin the tier's lists of threads.
-            RedisSaver(redis, key_prefix=self._key_prefix, target=target, telemetry=telemetry) as tier,
-        ):
-            waiting = [thread_id async for thread_id in tier.thread_ids()]
+        waiting, unknown = await self._waiting(target)
         aside = []
         if not self._obstacle:
             async with (
@@ -454,10 +558,44 @@ class _Checks:
         if aside:
             said.append(f"{len(aside)} thread(s) were set aside beside their conversations: {_some(aside)}")
         if said:
-            raise _Warned("; ".join(said))
+            raise _Warned("; ".join([*said, *([unknown] if unknown else [])]))
         if self._obstacle:
-            raise _Skipped(f"{self._obstacle}; no thread waits in Redis")
+            raise _Skipped(f"{self._obstacle}; {unknown or 'no thread waits in Redis'}")
+        if unknown:
+            return f"none was set aside; {unknown}"
         return f"no thread of {target.name} waits in Redis, and none was set aside"
+
+    async def _waiting(self, target: Target) -> tuple[list[str], str]:
+        """Return the threads that wait in the tier `redis`, and why they are not known.
+
+        Raises:
+            RedisRefusedError: The service uses this tier, and the user lacks a right for it.
+        """
+        telemetry = create_telemetry(registry=CollectorRegistry())
+        async with (
+            self._open_redis() as redis,
+            # `create` would begin the tier's lists of threads.
+            RedisSaver(
+                redis,
+                key_prefix=self._key_prefix,
+                target=target,
+                timeout_seconds=self._tier_seconds,
+                telemetry=telemetry,
+            ) as tier,
+        ):
+            try:
+                if self._has_tier:
+                    await tier.check_rights()
+                return [thread_id async for thread_id in tier.thread_ids()], ""
+            except RedisUnavailableError as error:
+                raise _Warned(f"whether threads wait in Redis is not known: {error}") from error
+            except RedisRefusedError:
+                if self._has_tier:
+                    raise
+                return [], (
+                    "Redis was not asked whether threads of an outage wait there: this user has the rights "
+                    "of the cache alone, and CHECKPOINT_FALLBACKS leaves the tier redis out"
+                )
 
     async def _say(self, thread_id: str, text: str) -> tuple[str, list[str]]:
         """Run one turn; return its answer, and L1's results of its reads."""
@@ -494,7 +632,7 @@ class _Checks:
         )
 
     def _open_redis(self) -> AbstractAsyncContextManager[Redis | RedisCluster]:
-        return opened_redis(self._redis_url, self._saver_options, timeout_seconds=2.0)
+        return opened_redis(self._redis_url, self._saver_options, timeout_seconds=_REDIS_SECONDS)
 
     async def _connect(self) -> psycopg.AsyncConnection:
         return await connect_once(self._postgres_url, self._saver_options, primary=True)
@@ -597,6 +735,30 @@ def _some(thread_ids: Sequence[str]) -> str:
 def _sentence(error: Exception) -> str:
     text = str(error).strip() or type(error).__name__
     return text if text.endswith((".", "?")) else f"{text}."
+
+
+def _no_answer(redis: Redis, error: Exception) -> str:
+    """Return an error of one server as a sentence, which names the server if it is silent."""
+    if isinstance(error, TimeoutError | RedisTimeoutError):
+        return f"{_at(redis)} does not answer within {_REDIS_SECONDS:g} s."
+    return _sentence(error)
+
+
+async def _until_identified(status: SaverStatus) -> None:
+    """Wait for the sweeps of a saver to find the identity, which may take longer with a silent master."""
+    for _ in range(int(_REDIS_SECONDS / _POLL_SECONDS)):
+        if status.identity is not None or status.no_identity_because:
+            return
+        await asyncio.sleep(_POLL_SECONDS)
+
+
+async def _first_to_answer(servers: Sequence[Redis]) -> Redis:
+    """Return the first server that answers; if none does, the last one."""
+    for redis in servers[:-1]:
+        with suppress(RedisError, OSError, TimeoutError), answered_within(_REDIS_SECONDS):
+            await redis.ping()
+            return redis
+    return servers[-1]
 
 
 def _at(redis: Redis) -> str:

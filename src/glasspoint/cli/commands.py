@@ -35,6 +35,7 @@ from glasspoint._version import __version__
 from glasspoint.cli.browse import app as browse_app
 from glasspoint.cli.migrate import app as migrate_app
 from glasspoint.cli.parts import (
+    FORESEEN,
     AsJson,
     KeyPrefix,
     PostgresUrl,
@@ -48,10 +49,10 @@ from glasspoint.cli.parts import (
     registering,
     report_facts,
     saver_options,
+    words_of,
 )
 from glasspoint.cli.top import app as top_app
 from glasspoint.console import Block
-from glasspoint.errors import GlasspointError
 from glasspoint.logs import kept_warnings
 from glasspoint.model.ages import HOW_TO_WRITE_AN_AGE, parse_age
 
@@ -211,6 +212,7 @@ def setup(
             foreign_writes=foreign_writes.value,
             schema_name=settings.postgres_schema,
             password=settings.postgres_password,
+            connect_timeout_seconds=settings.connect_timeout,
             dry_run=dry_run,
         )
         for line in asyncio.run(work):
@@ -235,16 +237,21 @@ def check(
     lines, passwords and all.
     """
     from glasspoint.cli.check import run_checks
+    from glasspoint.savers.options import trial_options
+    from glasspoint.settings import Settings
 
     console = Console(highlight=False)
 
     async def find() -> list[Finding]:
+        settings = Settings.from_environment()
         found = []
         async for finding in run_checks(
             postgres_url,
             redis_url,
             key_prefix=key_prefix,
-            saver_options=saver_options(),
+            saver_options=trial_options(settings),
+            fallbacks=settings.fallbacks,
+            redis_timeout_seconds=settings.redis_timeout,
             timeout_seconds=timeout,
         ):
             found.append(finding)
@@ -325,8 +332,8 @@ def prune(
     with kept_warnings(capacity=1):
         try:
             asyncio.run(run.prune(age, keep_latest=keep_latest, batch_size=batch_size, dry_run=dry_run))
-        except GlasspointError as error:
-            failure = str(error)
+        except FORESEEN as error:
+            failure = words_of(error)
         except KeyboardInterrupt:
             failure, run.interrupted = "interrupted.", True
         else:

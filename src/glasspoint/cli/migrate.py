@@ -16,6 +16,7 @@ import psycopg
 import typer
 from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
 from prometheus_client import CollectorRegistry
+from redis.exceptions import RedisClusterException, RedisError
 from rich.console import Console
 from rich.filesize import decimal
 from rich.progress import TimeRemainingColumn
@@ -39,6 +40,7 @@ from glasspoint.cli.parts import (
     registering,
     report_facts,
     saver_options,
+    words_of,
 )
 from glasspoint.console import Block, plain
 from glasspoint.errors import ConfigurationError, GlasspointError, SchemaError
@@ -48,6 +50,7 @@ from glasspoint.logs import kept_warnings
 from glasspoint.migration.copying import MigrationReport, copy_threads
 from glasspoint.migration.sources import HistorySource, PostgresSource
 from glasspoint.migration.sqlite import SqliteSource
+from glasspoint.model.option_types import seconds_of
 from glasspoint.redis.location import SCHEMES
 from glasspoint.savers.cached import CachedPostgresSaver
 from glasspoint.savers.redis_saver import RedisSaver
@@ -121,12 +124,13 @@ def migrate(
     needed("POSTGRES_URL", postgres_url)
     needed("REDIS_URL", redis_url)
     with plain_endings():
-        options: OpenCachedOptions = {**saver_options(), "key_prefix": key_prefix, "pool_max_size": 2}
+        options: OpenCachedOptions = {**saver_options(), "key_prefix": key_prefix}
     run = _Run(Console(stderr=True, highlight=False), dry_run=dry_run, shows_progress=not as_json)
     failure, status = "", 0
 
     async def copy() -> None:
-        async with _opened(source, from_schema, from_key_prefix) as opened:
+        timeout = seconds_of(options["connect_timeout_seconds"])
+        async with _opened(source, from_schema, from_key_prefix, timeout) as opened:
             if not dry_run:
                 await check_cache(postgres_url, redis_url, options, key_prefix=key_prefix, undone="copied")
             saver_class = UnattachedSaver if dry_run else CachedPostgresSaver
@@ -137,8 +141,8 @@ def migrate(
     with kept_warnings(capacity=1):
         try:
             asyncio.run(copy())
-        except GlasspointError as error:
-            failure, status = str(error), 1
+        except (GlasspointError, RedisError, RedisClusterException) as error:
+            failure, status = words_of(error), 1
         except psycopg.Error as error:
             failure, status = f"The source's PostgreSQL failed ({type(error).__name__}): run it again.", 1
         except KeyboardInterrupt:
@@ -192,7 +196,9 @@ class _Run:
 
 
 @asynccontextmanager
-async def _opened(source: str, schema: str, key_prefix: str) -> AsyncIterator[Source]:
+async def _opened(
+    source: str, schema: str, key_prefix: str, connect_timeout_seconds: float
+) -> AsyncIterator[Source]:
     """Open the source of the copy, for reading.
 
     Raises:
@@ -203,7 +209,10 @@ async def _opened(source: str, schema: str, key_prefix: str) -> AsyncIterator[So
     if scheme in ("postgresql", "postgres", "postgresql+asyncpg", "postgresql+psycopg") or _KEY_VALUE.match(
         source
     ):
-        options: dict[str, Any] = {"schema": schema or None}
+        options: dict[str, Any] = {
+            "schema": schema or None,
+            "connect_timeout_seconds": connect_timeout_seconds,
+        }
         async with connected(source, options, variable="MIGRATE_FROM (--from)") as conn:
             await _check_tables(conn)
             yield PostgresSource(AsyncPostgresSaver(conn), copies_bytes=True)

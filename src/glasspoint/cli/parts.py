@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import psycopg
 import typer
-from redis.exceptions import RedisError
+from redis.asyncio import RedisCluster
+from redis.exceptions import RedisClusterException, RedisError
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, TextColumn
 from rich.table import Table
@@ -29,19 +30,28 @@ from glasspoint.errors import (
     L1UnavailableError,
     L2UnavailableError,
 )
+from glasspoint.l1.cluster import masters_of
 from glasspoint.l2.pool import connect, in_one_line, postgres_conninfo
-from glasspoint.redis.detection import connect_redis
+from glasspoint.model.urls import address_text
+from glasspoint.redis import detection
+from glasspoint.redis.client import address_of
+from glasspoint.redis.faults import remedy
+from glasspoint.redis.location import PORTS
+from glasspoint.redis.permissions import check_permissions
+from glasspoint.redis.timeouts import answered_within
 from glasspoint.redis.tls import named
+from glasspoint.redis.topology import tag_in
 from glasspoint.savers.cached import CachedPostgresSaver
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from redis.asyncio import Redis, RedisCluster
+    from redis.asyncio import Redis
 
     from glasspoint.savers.options import OpenCachedOptions
 
 __all__ = [
+    "FORESEEN",
     "AsJson",
     "KeyPrefix",
     "PostgresUrl",
@@ -61,10 +71,12 @@ __all__ = [
     "registering",
     "report_facts",
     "saver_options",
+    "words_of",
 ]
 
 _REDIS_SECONDS = 2.0
 _CONNECT_SECONDS = 5.0
+_CONNECTIONS = 2  # to PostgreSQL, which a command opens at most
 _LINE_EVERY_SECONDS = 10.0
 
 # What JSON may hold as it is, and a terminal acts on: control characters, and those that turn lines around.
@@ -154,11 +166,12 @@ def registering(app: typer.Typer) -> Callable[[Callable[..., None]], Callable[..
 
 
 def saver_options() -> OpenCachedOptions:
-    """Return the options of a saver from the environment: those with which the service opens its own."""
+    """Return the options of a command's saver from the environment: it has access as the service has."""
     from glasspoint.savers.options import access_options
     from glasspoint.settings import Settings
 
-    return access_options(Settings.from_environment())
+    settings = Settings.from_environment()
+    return {**access_options(settings), "pool_max_size": min(_CONNECTIONS, settings.pool_max_size)}
 
 
 def needed(name: str, url: str) -> str:
@@ -169,13 +182,28 @@ def needed(name: str, url: str) -> str:
     return url
 
 
+FORESEEN = (GlasspointError, RedisError, RedisClusterException, psycopg.Error)
+"""The errors that end a command with one line: our own, and those of the servers' clients."""
+
+
+def words_of(error: Exception) -> str:
+    """Return an error as a line for the user, without the text of Redis, which may hold a key."""
+    if isinstance(error, GlasspointError):
+        return str(error)
+    if isinstance(error, psycopg.Error):
+        said = error.diag.message_primary or type(error).__name__
+        return f"PostgreSQL refused, or did not respond: {said}."
+    hint = remedy(error) or "Check REDIS_URL, and that the server is up."
+    return f"Redis refused, or did not respond ({type(error).__name__}). {hint}"
+
+
 @contextmanager
 def plain_endings() -> Iterator[None]:
     """End a command that fails with one line and an exit status, instead of a traceback."""
     try:
         yield
-    except GlasspointError as error:
-        print_error(str(error))
+    except FORESEEN as error:
+        print_error(words_of(error))
         raise typer.Exit(1) from None
     except KeyboardInterrupt:
         typer.echo("Interrupted; everything that was started is gone.", err=True)
@@ -257,12 +285,43 @@ async def opened_redis(
         ConfigurationError: See `connect_redis`.
     """
     mode = options.get("redis_mode", "auto")
-    redis = await connect_redis(redis_url, timeout_seconds=timeout_seconds, mode=mode)
-    try:
-        # Not `async with redis`: a cluster would connect, and fail with an error that is no RedisError.
+    async with detection.opened_redis(redis_url, timeout_seconds=timeout_seconds, mode=mode) as redis:
         yield redis
-    finally:
-        await redis.aclose()
+
+
+async def _check_servers(redis: Redis | RedisCluster, key_prefix: str, undone: str) -> None:
+    """Check that Redis (of a cluster each master) responds, and that this user has the cache's rights."""
+
+    async def check(server: Redis, tag: str | None) -> None:
+        at = f"{address_text(*_address_of(server))}, "
+        with _or_unavailable(undone, at), answered_within(_REDIS_SECONDS):
+            await check_permissions(server, key_prefix, tag=tag)
+
+    if not isinstance(redis, RedisCluster):
+        await check(redis, None)
+        return
+    with _or_unavailable(undone):
+        async with masters_of(redis, key_prefix=key_prefix) as (topology, masters):
+            for master in masters:
+                await check(topology.client(master.address), tag_in(master.slots))
+
+
+def _address_of(redis: Redis) -> tuple[str, int]:
+    host, port = address_of(redis)
+    return host or "localhost", port or PORTS["single"]
+
+
+@contextmanager
+def _or_unavailable(undone: str, at: str = "") -> Iterator[None]:
+    try:
+        yield
+    except GlasspointError:
+        raise
+    except Exception as exc:
+        raise L1UnavailableError(
+            f"Redis does not answer ({at}{named(exc)}), and must be told of what is {undone}: "
+            f"nothing was. {remedy(exc) or 'Check REDIS_URL, and that the server is up.'}"
+        ) from None
 
 
 async def check_cache(
@@ -278,17 +337,11 @@ async def check_cache(
         undone: What the error says was not done: "removed", for example.
 
     Raises:
-        L1UnavailableError: Redis does not answer.
+        L1Error: Redis does not respond, or this user lacks a right; the message names the rule to add.
         ConfigurationError: This is not the Redis, or the key prefix, of the service.
     """
     async with opened_redis(redis_url, options, timeout_seconds=_REDIS_SECONDS) as redis:
-        try:
-            await redis.ping()
-        except Exception as exc:
-            raise L1UnavailableError(
-                f"Redis does not answer ({named(exc)}), and must be told of what is {undone}: "
-                "nothing was. Check REDIS_URL, and that the server is up."
-            ) from None
+        await _check_servers(redis, key_prefix, undone)
         with suppress(psycopg.Error, RedisError, L1Error):  # the saver meets these too, and explains them
             async with await connect_once(postgres_url, options, primary=True) as conn:
                 obstacle = await why_not_to_attach(conn, redis, key_prefix=key_prefix)

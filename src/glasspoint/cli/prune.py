@@ -80,7 +80,6 @@ class PruneRun:
             redis_url=self._redis_url,
             key_prefix=self._key_prefix,
             **self._saver_options,
-            pool_max_size=2,
             telemetry=create_telemetry(registry=CollectorRegistry()),
         ) as saver:
             loop, task = asyncio.get_running_loop(), asyncio.current_task()

@@ -30,6 +30,7 @@ async def run_setup(
     foreign_writes: ForeignWrites,
     schema_name: str | None = None,
     password: Password | None = None,
+    connect_timeout_seconds: float = 5.0,
     dry_run: bool = False,
 ) -> list[str]:
     """Do one task, and report the result.
@@ -40,6 +41,7 @@ async def run_setup(
         foreign_writes: Whether to create triggers that note the writes of other software.
         schema_name: The schema of the tables; if `None`, the one that the `search_path` leads to.
         password: The source of PostgreSQL's password, in place of the URL's.
+        connect_timeout_seconds: How long connecting may take.
         dry_run: Whether to change nothing, and return the SQL as a script for psql. A role that may read is
             enough for that.
 
@@ -51,7 +53,7 @@ async def run_setup(
         GlasspointError: The task failed, or triggers were wanted and could not be created. The message says
             why, and never holds a password.
     """
-    async with _connected(postgres_url, schema_name, password) as conn:
+    async with _connected(postgres_url, schema_name, password, connect_timeout_seconds) as conn:
         if dry_run:
             return await _script(conn, task, foreign_writes, schema_name)
         return await _do(conn, task, foreign_writes)
@@ -92,10 +94,14 @@ def _quoted(identifier: str) -> str:
 
 @asynccontextmanager
 async def _connected(
-    postgres_url: str, schema_name: str | None, password: Password | None
+    postgres_url: str, schema_name: str | None, password: Password | None, connect_timeout_seconds: float
 ) -> AsyncIterator[Connection]:
     """Open a connection, and turn PostgreSQL's refusals into errors that say what to do."""
-    options = {"schema": schema_name, "password": password}
+    options = {
+        "schema": schema_name,
+        "password": password,
+        "connect_timeout_seconds": connect_timeout_seconds,
+    }
     async with connected(postgres_url, options, primary=True) as connection:
         try:
             yield connection

@@ -39,7 +39,7 @@ async def why_not_to_attach(conn: Any, redis: Any, *, key_prefix: str) -> str:
     """
     rows = await caches_of(conn)
     own = next((row.reign for row in rows if row.cache == key_prefix), None)
-    return _why_not(rows, await reign_in(redis, known_as=own), key_prefix)
+    return _why_not(rows, await reign_in(redis, key_prefix=key_prefix, known_as=own), key_prefix)
 
 
 def _why_not(rows: Sequence[CacheRow], reign: str, key_prefix: str) -> str:

@@ -69,13 +69,13 @@ async def standing_of(
     identity = Identity(look.database, row.generation, row.reign, signing_key or look.signing_key)
     key = key_of(scope, identity, key_prefix=key_prefix)
     async with (
-        server_of(redis, scope) as (server, reign, shard),
+        server_of(redis, scope, key_prefix=key_prefix) as (server, reign, shard),
         server.pipeline(transaction=False) as pipe,
     ):
         pipe.hgetall(key)
         pipe.pttl(key)
         by_name, ttl_ms = await pipe.execute()
-    if await reign_in(redis, known_as=row.reign) != row.reign:
+    if await reign_in(redis, key_prefix=key_prefix, known_as=row.reign) != row.reign:
         return Standing("no cache", why="the cache is attached to another Redis, or Redis was restarted")
     if look.changed or not row.is_marked or row.is_forgotten:
         return Standing("no cache", why="PostgreSQL has changed since: the next saver begins a new cache")

@@ -15,7 +15,7 @@ from glasspoint.embedded import EmbeddedPostgres, EmbeddedRedis
 from glasspoint.l1.cluster import masters_of
 from glasspoint.l1.epoch import keys_of
 from glasspoint.model.scope import Scope
-from glasspoint.redis.detection import connect_redis
+from glasspoint.redis.detection import opened_redis
 from glasspoint.settings import Settings
 
 if TYPE_CHECKING:
@@ -106,13 +106,13 @@ class Servers:
     @asynccontextmanager
     async def _each_redis(self) -> AsyncIterator[list[Redis]]:
         """Connect to Redis; to a cluster: to each of its masters."""
-        async with await connect_redis(
+        async with opened_redis(
             self.redis_url, timeout_seconds=_REDIS_TIMEOUT_SECONDS, mode=self.redis_mode
         ) as redis:
             if not isinstance(redis, RedisCluster):
                 yield [redis]
                 return
-            async with masters_of(redis) as (topology, masters):
+            async with masters_of(redis, key_prefix=_KEY_PREFIX) as (topology, masters):
                 yield [topology.client(master.address) for master in masters]
 
 

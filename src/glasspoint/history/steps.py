@@ -119,17 +119,30 @@ _FAILURES = (RedisError, RedisClusterException, OSError, TimeoutError)
 class Steps:
     """Runs the scripts of `scripts/` on a Redis or a Redis Cluster."""
 
-    def __init__(self, redis: Redis | RedisCluster, telemetry: Telemetry, *, timeout_seconds: float) -> None:
+    def __init__(
+        self,
+        redis: Redis | RedisCluster,
+        telemetry: Telemetry,
+        *,
+        key_prefix: str,
+        timeout_seconds: float,
+    ) -> None:
         """Take the Redis that runs the scripts.
 
         Args:
             redis: A client with `decode_responses=False`; not closed here.
             telemetry: Receives an event for every step.
+            key_prefix: The first part of every key, for the errors that name missing rights.
             timeout_seconds: How long one step may take from the moment it has a slot: see `Turns`.
         """
+        self._key_prefix = key_prefix
         self._redis: Any = redis
         self._servers: OneServer | Masters = (
-            Masters(redis, timeout_seconds=timeout_seconds)
+            Masters(
+                redis,
+                timeout_seconds=timeout_seconds,
+                name_rights=partial(ask_for_rights, key_prefix=key_prefix, needs=NEEDS_IN_CLUSTER, tag=""),
+            )
             if isinstance(redis, RedisCluster)
             else OneServer(redis)
         )
@@ -219,7 +232,7 @@ class Steps:
         """Close the connections that were opened here: those to the masters of a cluster."""
         await self._servers.close()
 
-    async def check_permissions(self, key_prefix: str) -> None:
+    async def check_permissions(self) -> None:
         """Check that the client's user has the rights that the steps need, in a cluster on each master.
 
         Raises:
@@ -228,7 +241,7 @@ class Steps:
         """
         for redis, tag in await self._in_slot(self._servers.tagged):
             needs = NEEDS if tag is None else NEEDS_IN_CLUSTER
-            await self._in_slot(partial(ask_for_rights, tag=tag), redis, key_prefix, needs)
+            await self._in_slot(partial(ask_for_rights, tag=tag), redis, self._key_prefix, needs)
 
     async def server_version(self) -> str:
         """Return the version of Redis (in a cluster, of one node), `""` if Redis does not tell it."""

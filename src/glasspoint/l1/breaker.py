@@ -6,6 +6,8 @@
            |                                +------------- the probe failed ---------------+    |
            +------------------------------------------------ it succeeded ----------------------+
 
+A breaker whose master has left the cluster is closed, too: `Breaker.retire`.
+
 While the breaker is not closed, a step fails at once, without a request to Redis. Otherwise each call would
 wait for the timeouts of a Redis that hangs. A probe does what a write does (`Cache.probe`), so a full Redis,
 or a replica that takes no writes, does not pass it.
@@ -16,6 +18,8 @@ from __future__ import annotations
 import random
 from time import monotonic
 from typing import TYPE_CHECKING
+
+from glasspoint.telemetry.events import RETIRED
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -60,6 +64,7 @@ class Breaker:
         self._failures = 0
         self._delay = delay_seconds
         self._probe_at = 0.0
+        self._is_retired = False
 
     @property
     def is_closed(self) -> bool:
@@ -73,7 +78,7 @@ class Breaker:
 
     def failed(self, reason: str) -> None:
         """Count a failed step. A late failure, of a step sent before the breaker opened, does not count."""
-        if self.state == "closed":
+        if self.state == "closed" and not self._is_retired:
             self._failures += 1
             if self._failures >= self._limit:
                 self._open(reason)
@@ -85,8 +90,17 @@ class Breaker:
 
     def trip(self, reason: str) -> None:
         """Open at once, because a single failure of this kind is enough."""
-        if self.state == "closed":
+        if self.state == "closed" and not self._is_retired:
             self._open(reason)
+
+    def retire(self) -> None:
+        """Close for ever, because nothing is asked any more: the master of a cluster has no slots now.
+
+        A late failure, of a step that was sent before, does not open it.
+        """
+        self._is_retired = True
+        if self.state != "closed":
+            self._to("closed", RETIRED)
 
     def begin_probe(self) -> bool:
         """Return whether the caller must probe now. After the probe, the caller calls `end_probe`."""

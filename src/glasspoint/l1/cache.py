@@ -220,6 +220,17 @@ class Cache:
     def recognise(self, reign: str) -> None:
         """Receive the name by which PostgreSQL knows the Redis of this cache. A cluster compares it."""
 
+    def follow(self, other: Cache) -> None:
+        """Compare the reign with that of another cache at the first contact: its node has a new address."""
+        if other.server is not None:
+            self._epochs.follow(other.server)
+
+    def lacks_rights(self, error: faults.CannotBeTheCacheError) -> None:
+        """Leave this Redis alone until a probe finds that this user has all rights."""
+        self._asks_for_rights = True
+        self._unusable_logged = str(error)
+        self._unavailable(error)
+
     async def look_again(self) -> None:
         """Look whether another server is responsible now. Only a cluster tells that before a step does."""
 
@@ -914,16 +925,24 @@ class Cache:
         self.trust.suspect()
         if previous is not None or self._shard is not None:  # if not, the sweep is under way that met it
             self.trust.look_soon()
-        if previous is not None:
-            self._telemetry.emit(EpochChanged())
-            _log.warning(
-                "%s was restarted or failed over%s (epoch %s…, was %s…): nothing that stands in it "
-                "from before is believed, and the cache warms up anew.",
+        if previous is None:
+            return
+        reigns = _short(server.reign), _short(previous.reign)
+        if self._shard is not None and server.process == previous.process:
+            _log.info(
+                "Slots have moved to %s (epoch %s…, was %s…): nothing that stands in it from before is "
+                "believed, and the cache warms up anew.",
                 self._name,
-                "" if self._shard is None else ", or a slot has arrived",
-                _short(server.reign),
-                _short(previous.reign),
+                *reigns,
             )
+            return
+        self._telemetry.emit(EpochChanged())
+        _log.warning(
+            "%s was restarted or failed over (epoch %s…, was %s…): nothing that stands in it from before is "
+            "believed, and the cache warms up anew.",
+            self._name,
+            *reigns,
+        )
 
 
 def _short(reign: str) -> str:

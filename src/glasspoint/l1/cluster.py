@@ -30,6 +30,7 @@ from __future__ import annotations
 import asyncio
 import random
 from contextlib import asynccontextmanager
+from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING
 
@@ -41,12 +42,14 @@ from glasspoint.l1 import entry
 from glasspoint.l1.cache import Cache, Committed, Intent, Reading, Written
 from glasspoint.l1.epoch import Server, Shard, UnidentifiedError, reign_of
 from glasspoint.l1.quarantine import Quarantine
-from glasspoint.logs import get_logger
+from glasspoint.logs import Throttle, get_logger
 from glasspoint.model.scope import key_part
-from glasspoint.redis.faults import NeverTheCacheError
+from glasspoint.redis.faults import CannotBeTheCacheError, NeverTheCacheError
+from glasspoint.redis.permissions import check_permissions
 from glasspoint.redis.signature import Signer
 from glasspoint.redis.tls import named
 from glasspoint.redis.topology import SLOTS, Address, Topology, name_of, slot_of, tag_in
+from glasspoint.telemetry.events import EpochChanged
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Mapping, Sequence
@@ -131,7 +134,13 @@ class ClusterCache:
         self._is_stale = True  # whether the topology must be read again
         self._ask_first: Address | None = None
         self._lock = asyncio.Lock()
-        self._has_warned = False
+        self._telemetry = telemetry
+        self._told_epoch = 0  # of the last view that showed a failover
+        self._masters: dict[str, tuple[Master, View]] = {}  # node id -> master, and where it was seen last
+        self._unserved_lines = Throttle()
+        self._told_unserved = 0  # the number of slots in the last such line
+        self._has_unserved = False  # whether this line was the last one about slots
+        self._told_refusal = ""
         self.trust = _ClusterTrust(self)
         """Whether the masters are trusted."""
         self.breaker = ClusterBreaker(self)
@@ -208,7 +217,11 @@ class ClusterCache:
             try:
                 epoch = 0 if self._view is None else self._view.epoch
                 view = await self._topology.look(first, epoch=epoch)
-                has_looked = True
+                has_looked, self._told_refusal = True, ""
+            except CannotBeTheCacheError as exc:
+                if not isinstance(exc, NeverTheCacheError):
+                    self._refused(exc)
+                raise
             except L1Error:
                 raise
             except Exception as exc:
@@ -217,12 +230,25 @@ class ClusterCache:
                 ) from exc
             finally:
                 self._is_stale = self._is_stale or not has_looked
-            if view == self._view and not was_stale and not self._is_stale:
+            before, self._view = self._view, view
+            if view == before and not was_stale and not self._is_stale:
+                self._masters.update((each.node_id, (each, view)) for each in view.masters)
                 return
-            self._view = view
             self._adopt(view)
             self._changed()
             await self._topology.close_others(master.address for master in view.masters)
+
+    def _refused(self, error: CannotBeTheCacheError) -> None:
+        """Leave all masters alone, because no node lets this user ask for the topology."""
+        if str(error) != self._told_refusal:
+            self._told_refusal = str(error)
+            _log.error(
+                "The Redis Cluster of L1 answers, and refuses to be the cache. PostgreSQL answers alone "
+                "until that ends; no restart is needed then. %s",
+                error,
+            )
+        for node in self.nodes:
+            node.lacks_rights(error)
 
     def _adopt(self, view: View) -> None:
         """Use another topology. A master that has gained a slot is suspect."""
@@ -237,23 +263,69 @@ class ClusterCache:
             if has_gained:
                 node.trust.suspect()
                 has_changed = True
+        self._report_failovers(view)
         for address in set(self._nodes) - {master.address for master in view.masters}:
             # Its slots belong to others now. Should the address come back, its entries have another reign, or
             # its slots have arrived anew.
             node = self._nodes.pop(address)
+            node.breaker.retire()
             self._written |= node.written
             self._remember_recent(node)
             del self._places[address]
         if has_changed:
             self._record_replaced()
         self._name = _name_in(view, known_as=self._name)
-        if self.unserved_slots and not self._has_warned:
+        self._report_unserved()
+
+    def _report_failovers(self, view: View) -> None:
+        """Count and log each master that a replica has replaced, once.
+
+        Between the two there may be a view in which nobody has the slots. So a former master is remembered
+        until they have a master again.
+        """
+        if view.epoch < self._told_epoch:
+            return  # of a node that was cut off: it may name masters of the past
+        told_epoch = self._told_epoch
+        now = {master.node_id for master in view.masters}
+        lost = [each for id_, each in self._masters.items() if id_ not in now]
+        for new in (each for each in view.masters if each.node_id not in self._masters):
+            for old, before in lost:
+                if view.epoch > self._told_epoch and view.has_replaced(old, new, before):
+                    self._report_failover(old, new)
+                    told_epoch = view.epoch
+        self._told_epoch = told_epoch
+        self._masters = {
+            **{old.node_id: (old, before) for old, before in lost if view.leaves_unserved(old)},
+            **{each.node_id: (each, view) for each in view.masters},
+        }
+
+    def _report_failover(self, old: Master, new: Master) -> None:
+        self._telemetry.emit(EpochChanged())
+        _log.warning(
+            "The shard %s of L1 (Redis) was failed over: %s is the master of its slots now. Nothing that "
+            "stands there from before is believed, and the cache warms up anew.",
+            name_of(old.address),
+            name_of(new.address),
+        )
+
+    def _report_unserved(self) -> None:
+        """Log how many slots have no master: when the number grows, and at most once a minute otherwise."""
+        unserved = self.unserved_slots
+        if not unserved:
+            if self._has_unserved:
+                _log.info("All slots of the Redis Cluster have a master again.")
+            self._has_unserved = False
+            return
+        is_due = bool(self._unserved_lines.due())
+        if is_due or unserved > self._told_unserved:
+            self._has_unserved, self._told_unserved = True, unserved
             _log.warning(
-                "%d of %d slots of the Redis Cluster have no master: PostgreSQL answers for their threads.",
-                self.unserved_slots,
+                "%d of %d slots of the Redis Cluster have no master: PostgreSQL answers for their threads. "
+                "(The line comes again when the number grows, otherwise at most once in %d s.)",
+                unserved,
                 SLOTS,
+                self._unserved_lines.seconds,
             )
-        self._has_warned = bool(self.unserved_slots)
 
     def _address_of(self, node: Cache) -> Address | None:
         return next((address for address, each in self._nodes.items() if each is node), None)
@@ -261,14 +333,20 @@ class ClusterCache:
     def _node_of(self, master: Master) -> Cache:
         node = self._nodes.get(master.address)
         if node is None:
-            place = Shard(master.address, tag_in(master.slots), self._redirected)
+            place = Shard(master.address, tag_in(master.slots), self._redirected, master.node_id)
             node = self._make(self._topology.client(master.address), place, self.quarantine)
+            if (former := self._former_address(master)) is not None:
+                node.follow(self._nodes[former])
             node.identify(self._identity, is_absent=self.is_absent)
             self.trust.share_with(node)
             self._nodes[master.address], self._places[master.address] = node, place
         elif not master.owns(slot_of(self._places[master.address].tag)):
             self._places[master.address].tag = tag_in(master.slots)
         return node
+
+    def _former_address(self, master: Master) -> Address | None:
+        """Return the address that a master had before, if it is another one."""
+        return next((addr for addr, place in self._places.items() if place.node_id == master.node_id), None)
 
     def _redirected(self, scope: Scope | None, error: Exception) -> None:
         """Read the topology again, because a master does not own a slot that it should own.
@@ -692,11 +770,12 @@ def _name_in(view: View, *, known_as: str | None) -> str | None:
     return min((CLUSTER + master.node_id for master in view.masters), default=None)
 
 
-async def reign_in(redis: Redis | RedisCluster, *, known_as: str | None) -> str:
+async def reign_in(redis: Redis | RedisCluster, *, key_prefix: str, known_as: str | None) -> str:
     """Return the reign of a Redis, or the name of a Redis Cluster, for a command.
 
     Args:
         redis: The client.
+        key_prefix: The first part of every key.
         known_as: The name by which PostgreSQL knows the Redis of the cache.
 
     Raises:
@@ -705,28 +784,36 @@ async def reign_in(redis: Redis | RedisCluster, *, known_as: str | None) -> str:
     """
     if not isinstance(redis, RedisCluster):
         return await reign_of(redis)
-    async with masters_of(redis) as (topology, _):
-        view = await topology.look()
+    async with masters_of(redis, key_prefix=key_prefix) as (topology, masters):
+        view = await topology.look(master.address for master in masters)
     return _name_in(view, known_as=known_as) or CLUSTER
 
 
 @asynccontextmanager
-async def masters_of(redis: RedisCluster) -> AsyncIterator[tuple[Topology, tuple[Master, ...]]]:
+async def masters_of(
+    redis: RedisCluster, *, key_prefix: str
+) -> AsyncIterator[tuple[Topology, tuple[Master, ...]]]:
     """Find the masters of a cluster for a command, and close their clients afterwards.
 
+    Args:
+        redis: The client. It is not used for commands.
+        key_prefix: The first part of every key, for the error that names missing rights.
+
     Raises:
+        CannotBeTheCacheError: No node lets this user ask for the topology.
         Exception: No node responds.
     """
-    topology = Topology(redis, timeout_seconds=_COMMAND_SECONDS)
+    name_rights = partial(check_permissions, key_prefix=key_prefix, tag="")
+    topology = Topology(redis, timeout_seconds=_COMMAND_SECONDS, name_rights=name_rights)
     try:
-        yield topology, (await topology.look()).masters
+        yield topology, (await topology.look(await topology.first_to_answer())).masters
     finally:
         await topology.close()
 
 
 @asynccontextmanager
 async def server_of(
-    redis: Redis | RedisCluster, scope: Scope
+    redis: Redis | RedisCluster, scope: Scope, *, key_prefix: str
 ) -> AsyncIterator[tuple[Redis, str | None, str | None]]:
     """Find the server that holds the entry of a scope, for a command.
 
@@ -741,7 +828,7 @@ async def server_of(
         yield redis, None, None
         return
     slot = slot_of(key_part(scope.thread_id))
-    async with masters_of(redis) as (topology, masters):
+    async with masters_of(redis, key_prefix=key_prefix) as (topology, masters):
         for master in masters:
             if master.owns(slot):
                 client = topology.client(master.address)

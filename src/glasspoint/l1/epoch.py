@@ -107,11 +107,13 @@ class Shard:
         address: The master's host and port.
         tag: The hash tag of a slot that the master owns, for keys that are not entries.
         redirected: Called if the master says that it does not own a slot.
+        node_id: The id of the master: see `topology.Master`.
     """
 
     address: Address
     tag: str
     redirected: Callable[[Scope | None, Exception], object]
+    node_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +130,11 @@ class Server:
     reign: str
     version: str
     shas: dict[str, str]
+
+    @property
+    def process(self) -> tuple[str, ...]:
+        """The reign without the configuration epoch: it is another one after a restart or a failover."""
+        return tuple(self.reign.split(".")[:2])
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,6 +241,11 @@ class EpochKeeper:
         return reign != identity.reign or (
             database == identity.database and generation != identity.generation
         )
+
+    def follow(self, server: Server) -> None:
+        """Take the last known server from another keeper: the same node had another address."""
+        self.server = server
+        self._compose()
 
     def distrust(self) -> None:
         """Ask the server for its reign before the next step, because of a connection error."""

@@ -7,6 +7,7 @@ it meets the same question again (`permissions`).
 
 from __future__ import annotations
 
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 from redis.exceptions import RedisError
@@ -19,11 +20,13 @@ from glasspoint.redis.sentinels import services_of
 from glasspoint.redis.timeouts import answered_within
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
     from redis.asyncio import Redis, RedisCluster
 
     from glasspoint.model.option_types import RedisMode
 
-__all__ = ["connect_redis"]
+__all__ = ["connect_redis", "opened_redis"]
 
 
 async def connect_redis(
@@ -61,6 +64,22 @@ async def connect_redis(
         return redis  # type: ignore[no-any-return]
     await redis.aclose()
     return open_redis(url, timeout_seconds=timeout_seconds, mode="cluster", step_seconds=step_seconds)
+
+
+@asynccontextmanager
+async def opened_redis(
+    url: object, *, timeout_seconds: float, mode: RedisMode = "auto"
+) -> AsyncIterator[Redis | RedisCluster]:
+    """Open a client as `connect_redis` does, for the length of a block.
+
+    `async with` of the client of a cluster would ask all nodes for a list of commands: each must respond, and
+    needs a right for that.
+    """
+    redis = await connect_redis(url, timeout_seconds=timeout_seconds, mode=mode)
+    try:
+        yield redis
+    finally:
+        await redis.aclose()
 
 
 async def _ask(redis: Redis, seconds: float) -> tuple[str, list[str]]:

@@ -35,7 +35,7 @@ from glasspoint.redis.faults import NeverTheCacheError
 from glasspoint.redis.topology import Topology, slot_of, tag_in
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Iterable, Sequence
+    from collections.abc import Awaitable, Callable, Iterable, Sequence
 
     from redis.asyncio import Redis, RedisCluster
 
@@ -100,14 +100,23 @@ class OneServer:
 class Masters:
     """The masters of one Redis Cluster."""
 
-    def __init__(self, redis: RedisCluster, *, timeout_seconds: float) -> None:
+    def __init__(
+        self,
+        redis: RedisCluster,
+        *,
+        timeout_seconds: float,
+        name_rights: Callable[[Redis], Awaitable[object]] | None = None,
+    ) -> None:
         """Take the client of the cluster. It is neither used for commands nor closed here.
 
         Args:
             redis: The client.
             timeout_seconds: How long a step may take. Nothing here ends a command that takes longer.
+            name_rights: See `Topology`.
         """
-        self.topology = Topology(redis, timeout_seconds=timeout_seconds / _PARTS_OF_A_STEP)
+        self.topology = Topology(
+            redis, timeout_seconds=timeout_seconds / _PARTS_OF_A_STEP, name_rights=name_rights
+        )
         """Keeps the clients."""
         self._view: View | None = None
         self._is_stale = True

@@ -8,8 +8,9 @@ of each master. A look asks one node, which knows the others by gossip.
 
 from __future__ import annotations
 
+import asyncio
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -21,11 +22,11 @@ from redis.crc import key_slot
 from redis.exceptions import ResponseError
 
 from glasspoint.model.urls import address_text
-from glasspoint.redis.faults import NeverTheCacheError
+from glasspoint.redis.faults import NeverTheCacheError, is_a_refused_command
 from glasspoint.redis.timeouts import answered_within
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Awaitable, Callable, Iterable, Sequence
 
     from redis.asyncio import RedisCluster
 
@@ -99,23 +100,67 @@ class View:
         node_ids: The ids of all nodes that belong to the cluster, also of replicas, and of nodes that failed.
         epoch: The greatest configuration epoch. It grows with each failover and each slot that moves, so the
             view of a node that was cut off has a smaller one.
+        replicas: Each replica: its node id, and that of its master.
+        failed: The ids of the nodes that the cluster takes for failed.
     """
 
     masters: tuple[Master, ...]
     node_ids: frozenset[str]
     epoch: int = 0
+    replicas: frozenset[tuple[str, str]] = field(default=frozenset(), compare=False)
+    failed: frozenset[str] = field(default=frozenset(), compare=False)
+
+    @property
+    def unserved_slots(self) -> int:
+        """The number of slots without a master."""
+        return SLOTS - sum(last + 1 - first for each in self.masters for first, last in each.slots)
+
+    def leaves_unserved(self, master: Master) -> bool:
+        """Tell whether a slot of a former master has no master now."""
+        return any(
+            not any(each.owns(slot) for each in self.masters)
+            for first, last in master.slots
+            for slot in (first, last)
+        )
+
+    def has_replaced(self, old: Master, new: Master, before: View) -> bool:
+        """Tell whether a replica has replaced its master, so that this was a failover, and no slots moved.
+
+        Args:
+            old: A former master.
+            new: A master that has slots of the former one now, and had none before.
+            before: The last view in which the former one was a master.
+        """
+        if not any(
+            first <= new_last and new_first <= last
+            for first, last in old.slots
+            for new_first, new_last in new.slots
+        ):
+            return False
+        if new.node_id in before.node_ids:
+            return (new.node_id, old.node_id) in before.replicas
+        return old.node_id in self.failed or (old.node_id, new.node_id) in self.replicas
 
 
 class Topology:
     """Finds the masters of one cluster, and keeps a client for each."""
 
-    def __init__(self, cluster: RedisCluster, *, timeout_seconds: float) -> None:
+    def __init__(
+        self,
+        cluster: RedisCluster,
+        *,
+        timeout_seconds: float,
+        name_rights: Callable[[Redis], Awaitable[object]] | None = None,
+    ) -> None:
         """Take the client of the cluster. It is neither used for commands nor closed here.
 
         Args:
             cluster: The client, which names some nodes, and the options of connections.
             timeout_seconds: How long one node may take to tell what it knows.
+            name_rights: Called with the client of a node that does not let this user ask for the topology. It
+                raises the error that names the missing rights.
         """
+        self._name_rights = name_rights
         manager: Any = cluster.nodes_manager
         nodes = [*manager.startup_nodes.values(), *manager.nodes_cache.values()]
         self._seeds: list[Address] = [(str(node.host), int(node.port)) for node in nodes]
@@ -161,10 +206,11 @@ class Topology:
 
         Raises:
             NeverTheCacheError: A node responds, and is not in a cluster.
-            Exception: No node responds: the last error.
+            Exception: No node responds: the last error. Or no node lets this user ask: see `name_rights`.
         """
         last: Exception | None = None
         best: View | None = None
+        refusing: Address | None = None
         for address in dict.fromkeys([*first, *self._clients, *self._seeds]):
             try:
                 with answered_within(self._timeout):
@@ -179,13 +225,61 @@ class Topology:
                         "redis:// URL."
                     ) from exc
                 last = exc
+                if is_a_refused_command(exc):
+                    refusing = address
             except Exception as exc:
                 last = exc
         if best is not None:
             return best
         if last is None:
             raise ConnectionError("The client of the Redis Cluster names no node.")
+        if refusing is not None and self._name_rights is not None:
+            with answered_within(self._timeout):
+                await self._name_rights(self.client(refusing))
         raise last
+
+    async def first_to_answer(self) -> list[Address]:
+        """Ask all nodes that the client of the cluster names at the same time, for a command.
+
+        Returns:
+            The first node that told what it knows; nothing if none did.
+        """
+        asked = [asyncio.ensure_future(self._ask_all([address])) for address in dict.fromkeys(self._seeds)]
+        try:
+            for next_one in asyncio.as_completed(asked):
+                [(address, told)] = (await next_one).items()
+                if isinstance(told, View):
+                    return [address]
+        finally:
+            for each in asked:
+                each.cancel()
+            await asyncio.gather(*asked, return_exceptions=True)
+        return []
+
+    async def survey(self) -> dict[Address, View | Exception]:
+        """Ask all nodes that the client of the cluster names, and all masters: see `look`.
+
+        Returns:
+            What each of them knows, or why it did not tell.
+        """
+        found = await self._ask_all(dict.fromkeys(self._seeds))
+        views = [each for each in found.values() if isinstance(each, View)]
+        newest = max(views, key=lambda view: view.epoch, default=None)
+        if newest is not None:
+            rest = [master.address for master in newest.masters if master.address not in found]
+            found |= await self._ask_all(rest)
+        return found
+
+    async def _ask_all(self, addresses: Iterable[Address]) -> dict[Address, View | Exception]:
+        async def ask(address: Address) -> View | Exception:
+            try:
+                with answered_within(self._timeout):
+                    return await self._ask(address)
+            except Exception as exc:
+                return exc
+
+        asked = list(addresses)
+        return dict(zip(asked, await asyncio.gather(*map(ask, asked)), strict=True))
 
     async def close_others(self, addresses: Iterable[Address]) -> None:
         """Close the clients of all other nodes."""
@@ -216,7 +310,13 @@ class Topology:
         # id, address, flags, master, ping, pong, configuration epoch, …
         lines = [line.split(" ") for line in _text(nodes).splitlines() if line]
         epoch = max((int(line[6]) for line in lines), default=0)
-        return View(self._masters(slots, asked=address), frozenset(line[0] for line in lines), epoch)
+        return View(
+            self._masters(slots, asked=address),
+            frozenset(line[0] for line in lines),
+            epoch,
+            frozenset((line[0], line[3]) for line in lines if line[3] != "-"),
+            frozenset(line[0] for line in lines if "fail" in line[2].split(",")),
+        )
 
     def _masters(self, slots: Sequence[Sequence[Any]], *, asked: Address) -> tuple[Master, ...]:
         found: dict[tuple[Address, str], list[tuple[int, int]]] = {}

@@ -42,6 +42,7 @@ __all__ = [
     "RedisSaverOptions",
     "access_options",
     "service_options",
+    "trial_options",
 ]
 
 
@@ -144,3 +145,14 @@ def service_options(settings: Settings) -> OpenCachedOptions:
         "pool_min_size": settings.pool_min_size,
         "pool_max_size": settings.pool_max_size,
     }
+
+
+def trial_options(settings: Settings) -> OpenCachedOptions:
+    """Return the options of a saver that tries whether the service's would work.
+
+    It removes nothing that is old, opens no connection in advance, and takes the key prefix as an argument.
+    """
+    options = service_options(settings)
+    for name in ("key_prefix", "retention", "pool_min_size"):
+        del options[name]  # type: ignore[misc]
+    return options

@@ -25,10 +25,11 @@ from glasspoint.l2.retrying import Retries
 from glasspoint.l2.sizes import Sizes
 from glasspoint.l2.store import Store
 from glasspoint.logs import get_logger
+from glasspoint.redis.permissions import check_permissions
 from glasspoint.redis.topology import Topology, name_of
 from glasspoint.savers.bursts import BURST_SECONDS, Bursts
 from glasspoint.savers.forks import Forks
-from glasspoint.telemetry.events import BreakerChanged
+from glasspoint.telemetry.events import RETIRED, BreakerChanged
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -183,7 +184,8 @@ def build_parts(
     cluster: ClusterCache | None = None
     ends: list[Callable[[], Awaitable[object]]] = []
     if isinstance(redis, RedisCluster):
-        topology = Topology(redis, timeout_seconds=l1_timeout)
+        name_rights = partial(check_permissions, key_prefix=options.key_prefix, tag="")
+        topology = Topology(redis, timeout_seconds=l1_timeout, name_rights=name_rights)
         cluster = ClusterCache(
             topology, telemetry, make=cache_of, breaker=watch.breaker(None), changed=watch.look
         )
@@ -288,6 +290,8 @@ class _BreakerWatch:
                 name,
                 reason,
             )
+        elif reason == RETIRED:
+            _log.info("%s has no slots any more, and is not probed any more.", name)
         elif state == "closed":
             _log.info("%s is asked again: the breaker has closed.", name)
         else:

@@ -133,7 +133,9 @@ class RedisSaver(HistorySaver):
         target_id = target.id if target is not None else ""
         self._key_prefix = key_prefix
         self._is_in_part = False
-        self._steps = Steps(redis, telemetry, timeout_seconds=seconds_of(timeout_seconds))
+        self._steps = Steps(
+            redis, telemetry, key_prefix=key_prefix, timeout_seconds=seconds_of(timeout_seconds)
+        )
         self._redis_history = RedisHistory(
             self._steps,
             Keyspace(key_prefix, target=target_id, in_cluster=isinstance(redis, RedisCluster)),
@@ -239,7 +241,7 @@ class RedisSaver(HistorySaver):
         if self._is_in_part:
             return
         await self.ping()
-        await self._steps.check_permissions(self._key_prefix)
+        await self._steps.check_permissions()
         self.status.versions["redis"] = await self._steps.server_version()
         await self._redis_history.meet()
         self._warn_of_eviction(await self._steps.memory())
@@ -253,6 +255,16 @@ class RedisSaver(HistorySaver):
         """
         with self._lifetime.call():
             await self._redis_history.ping()
+
+    async def check_rights(self) -> None:
+        """Check that the user of Redis has the rights that this saver needs.
+
+        Raises:
+            RedisUnavailableError: Redis does not respond within `timeout_seconds`.
+            RedisRefusedError: A right is missing. The message names the commands and the rule to add.
+        """
+        with self._lifetime.call():
+            await self._steps.check_permissions()
 
     @property
     def lists_made(self) -> Mapping[str, bytes]:

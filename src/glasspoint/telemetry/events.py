@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DURABLE",
+    "RETIRED",
     "Audited",
     "BackgroundTaskFailed",
     "BreakerChanged",
@@ -120,6 +121,9 @@ RetryReason = Literal[
 ]
 TierName = Literal["cached", "redis", "memory"]
 Dropped = Literal["metrics", "spans", "events"]
+
+RETIRED = "retired"
+"""The reason of a breaker's change to `closed` because the master of a cluster has no slots any more."""
 
 DURABLE = frozenset(("on", "remote_apply"))
 """The settings of `synchronous_commit` with which a crash loses no acknowledged write."""

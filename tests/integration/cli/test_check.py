@@ -25,6 +25,7 @@ from glasspoint.embedded import EmbeddedPostgres, EmbeddedRedis
 from glasspoint.errors import L2UnavailableError
 from glasspoint.redis.permissions import COMMANDS
 from pgbouncer import PROGRAM, pgbouncer
+from states import open_saver
 from steps import Thread, until
 
 TABLES = ("checkpoints", "checkpoint_blobs", "checkpoint_writes")
@@ -92,6 +93,52 @@ def test_a_good_deployment_passes_and_is_left_as_it_was(deployed: str, own_redis
     assert rows(deployed) == 0
     with redis.Redis(port=own_redis.port) as client:
         assert client.dbsize() == 0
+
+
+def test_the_settings_of_the_service_reach_the_check(deployed: str, own_redis: EmbeddedRedis) -> None:
+    with redis.Redis(port=own_redis.port) as admin:
+        admin.config_set("maxmemory", 10**9)
+        admin.config_set("maxmemory-policy", "allkeys-lru")
+    servers = {"POSTGRES_URL": deployed, "REDIS_URL": own_redis.url}
+    checked = glasspoint("check", **servers, CHECKPOINT_POOL_MAX_SIZE="4", CHECKPOINT_FALLBACKS="memory")
+    said = " ".join(checked.stdout.split())
+    assert "4 connections a process" in said
+    assert ("ok", "Eviction") in marks(checked.stdout), said
+    assert "CHECKPOINT_FALLBACKS leaves the tier redis out" in said
+    checked = glasspoint("check", **servers)
+    assert "10 connections a process" in " ".join(checked.stdout.split())
+    assert ("warning", "Eviction") in marks(checked.stdout)
+
+
+def test_a_user_with_the_rights_of_the_cache_alone_is_enough_without_the_tier_redis(
+    deployed: str, own_redis: EmbeddedRedis
+) -> None:
+    rules = ["on", ">secret", "~glasspoint:*", *(f"+{name}" for name in (*COMMANDS, "scan"))]
+    with redis.Redis(port=own_redis.port) as admin:
+        admin.execute_command("ACL", "SETUSER", "app", *rules)
+    servers = {"POSTGRES_URL": deployed, "REDIS_URL": own_redis.url.replace("//", "//app:secret@")}
+    checked = glasspoint("check", **servers, CHECKPOINT_FALLBACKS="")
+    assert checked.returncode == 0, checked.stdout
+    checked = glasspoint("check", **servers)
+    assert ("FAILED", "Outage") in marks(checked.stdout)
+    assert "ACL SETUSER app +" in " ".join(checked.stdout.split())
+
+
+@pytest.mark.parametrize("command", ["prune --older-than 1d", "show a", "migrate --from REDIS_URL"])
+async def test_a_command_whose_user_lacks_a_right_names_the_rule_and_has_no_traceback(
+    deployed: str, own_redis: EmbeddedRedis, command: str
+) -> None:
+    async with open_saver(deployed, own_redis.url) as saver:
+        await Thread("a").put(saver)
+    with redis.Redis(port=own_redis.port) as admin:
+        admin.execute_command("ACL", "SETUSER", "app", "on", ">secret", "~glasspoint:*", "+ping")
+    url = own_redis.url.replace("//", "//app:secret@")
+    words = command.replace("REDIS_URL", url).split()
+    done = glasspoint(*words, POSTGRES_URL=deployed, REDIS_URL=url)
+    said = " ".join((done.stdout + done.stderr).split())
+    assert "Traceback" not in said
+    assert done.returncode == (0 if words[0] == "show" else 1), said
+    assert "docs/rights.md" in said or "ACL SETUSER app +" in said, said
 
 
 def test_json_is_one_object(deployed: str, own_redis: EmbeddedRedis) -> None:

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import re
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -10,7 +15,9 @@ import pytest
 from command_line import glasspoint
 from glasspoint.cli.browsing import Browser
 from glasspoint.cli.check import Finding, run_checks
+from glasspoint.embedded import EmbeddedRedis
 from glasspoint.l2.target import Target
+from places import DOCS, SRC
 from redis_nodes import Nodes, slot_of
 from redis_tier import opened
 from states import open_saver
@@ -140,3 +147,133 @@ async def test_check_names_the_threads_that_wait_in_the_tier_redis(database: str
         for name in names:
             await tier.adelete_thread(name)
         assert (await find(database, nodes))["Outage"].status == "ok"
+
+
+PAGE = (DOCS / "rights.md").read_text("utf-8")
+ADDED = re.findall(r"^(\+[a-z|]+(?: \+[a-z|]+)*)$", PAGE, re.MULTILINE)
+
+
+def url_for(nodes: Nodes, user: str, *added: str) -> str:
+    """Make a user of docs/rights.md on each node, with further rules, and return its URL."""
+    [rule] = re.findall(rf"^ACL SETUSER {user} on >PASSWORD (.*)$", PAGE, re.MULTILINE)
+    for server in nodes.servers:
+        nodes.ask(server, "ACL", "SETUSER", user, "reset", "on", ">PASSWORD", *rule.split(), *added)
+    return url_of(nodes).replace("//", f"//{user}:PASSWORD@", 1)
+
+
+async def test_the_rule_of_the_cache_is_enough_for_the_commands(database: str, nodes: Nodes) -> None:
+    url = url_for(nodes, "glasspoint", *ADDED[0].split())
+    async with open_saver(database, url) as saver:
+        await Thread("a").put(saver)
+    variables = {"POSTGRES_URL": database, "REDIS_URL": url, "CHECKPOINT_FALLBACKS": ""}
+    for command in (("prune", "--older-than", "1d"), ("show", "a")):
+        done = glasspoint(*command, **variables)
+        assert done.returncode == 0, done.stdout + done.stderr
+    checked = glasspoint("check", **variables)
+    said = " ".join(checked.stdout.split())
+    assert checked.returncode == 0, said
+    assert "Redis was not asked whether threads of an outage wait there" in said
+
+
+async def test_check_needs_the_rule_of_the_chain_if_the_service_falls_back_on_redis(
+    database: str, nodes: Nodes
+) -> None:
+    async with open_saver(database, url_of(nodes)):
+        pass
+    few = url_for(nodes, "glasspoint", *ADDED[0].split())
+    checked = glasspoint("check", POSTGRES_URL=database, REDIS_URL=few)
+    said = " ".join(checked.stdout.split())
+    assert checked.returncode == 1
+    assert re.search(r"FAILED +Outage", checked.stdout)
+    assert "ACL SETUSER glasspoint +" in said
+    whole = url_for(nodes, "glasspoint_chain", *" ".join(ADDED).split())
+    checked = glasspoint("check", POSTGRES_URL=database, REDIS_URL=whole)
+    assert checked.returncode == 0, checked.stdout
+
+
+@pytest.mark.parametrize("command", ["check", "prune --older-than 1d", "show a", "migrate"])
+async def test_a_command_without_the_rights_of_a_cluster_names_the_rule(
+    database: str, nodes: Nodes, command: str
+) -> None:
+    async with open_saver(database, url_of(nodes)) as saver:
+        await Thread("a").put(saver)
+    url = url_for(nodes, "glasspoint")
+    words = [*command.split(), *(["--from", url] if command == "migrate" else [])]
+    done = glasspoint(*words, POSTGRES_URL=database, REDIS_URL=url, COLUMNS="2000")
+    said = " ".join((done.stdout + done.stderr).split())
+    assert "Traceback" not in said
+    assert done.returncode == (0 if command == "show a" else 1), said
+    assert "ACL SETUSER glasspoint +" in said, said
+    assert "+cluster|slots" in said
+
+
+@contextmanager
+def frozen(server: EmbeddedRedis) -> Iterator[str]:
+    """Freeze a node within the block. Yields its host and port."""
+    os.kill(server.pid, signal.SIGSTOP)
+    try:
+        yield f"127.0.0.1:{server.port}"
+    finally:
+        os.kill(server.pid, signal.SIGCONT)
+
+
+async def test_check_warns_of_a_frozen_replica_that_the_url_names_first(database: str, nodes: Nodes) -> None:
+    async with open_saver(database, url_of(nodes)):
+        pass
+    masters = nodes.masters()
+    replica = next(server for server in nodes.servers if server not in masters)
+    with frozen(replica) as name:
+        url = f"redis+cluster://{name},127.0.0.1:{masters[0].port}"
+        found = {each.name: each async for each in run_checks(database, url, timeout_seconds=30.0)}
+    nodes.heal()
+    assert found["Redis"].status == "warning"
+    assert f"the node {name}, which REDIS_URL names, does not answer" in found["Redis"].detail
+    assert {each.status for each in found.values() if each.name != "Redis"} == {"ok"}, found
+
+
+async def test_check_names_a_frozen_master_and_checks_the_others(database: str, nodes: Nodes) -> None:
+    async with open_saver(database, url_of(nodes)):
+        pass
+    master = nodes.masters()[0]
+    for server in nodes.replicas_of(master):  # nobody takes over
+        nodes.ask(server, "CONFIG", "SET", "cluster-replica-no-failover", "yes")
+    try:
+        with frozen(master) as name:
+            found = await find(database, nodes)
+    finally:
+        for server in nodes.servers:
+            nodes.ask(server, "CONFIG", "SET", "cluster-replica-no-failover", "no")
+        nodes.heal()
+    assert found["Redis"].status == "failed"
+    assert f"{name} does not answer within 2 s" in found["Redis"].detail
+    assert "2 of 3 masters can be the cache" in found["Redis"].detail
+    assert found["Identity"].status == "ok", found["Identity"].detail
+
+
+async def test_check_warns_of_slots_that_nobody_serves(database: str, nodes: Nodes) -> None:
+    async with open_saver(database, url_of(nodes)):
+        pass
+    slot = slot_of("nobody")
+    owner = nodes.master_of(slot)
+    nodes.ask(owner, "CLUSTER", "DELSLOTS", slot)
+    try:
+        redis = (await find(database, nodes))["Redis"]
+    finally:
+        nodes.ask(owner, "CLUSTER", "ADDSLOTS", slot)
+        nodes.heal()
+    assert redis.status == "warning"
+    assert "1 of 16384 slots have no master" in redis.detail
+
+
+async def test_the_conversation_says_on_which_master_it_was(database: str, nodes: Nodes) -> None:
+    async with open_saver(database, url_of(nodes)):
+        pass
+    said = (await find(database, nodes))["Conversation"].detail
+    [(slot, place)] = re.findall(r"the slot (\d+) of the scratch thread is on ([\d.:]+)", said)
+    assert place == f"127.0.0.1:{nodes.master_of(int(slot)).port}"
+
+
+def test_no_client_is_opened_in_a_way_that_asks_all_nodes_of_a_cluster_for_their_commands() -> None:
+    """`async with` of a `RedisCluster` waits for each node, and needs a right for COMMAND."""
+    for path in SRC.rglob("*.py"):
+        assert "async with await connect_redis(" not in path.read_text("utf-8"), path

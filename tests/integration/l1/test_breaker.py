@@ -48,6 +48,17 @@ def breaker(clock: Clock, changes: list[tuple[str, str]]) -> Breaker:
     )
 
 
+def test_one_that_is_retired_is_closed_for_ever(breaker: Breaker, changes: list[tuple[str, str]]) -> None:
+    breaker.trip("a")
+    breaker.retire()
+    assert breaker.is_closed
+    for _ in range(5):  # late failures, of steps that were sent before
+        breaker.failed("late")
+    breaker.trip("late")
+    breaker.end_probe(succeeded=False, reason="late")
+    assert changes == [("open", "a"), ("closed", "retired")]
+
+
 def test_it_opens_after_failures_in_a_row(breaker: Breaker, changes: list[tuple[str, str]]) -> None:
     for _ in range(5):
         breaker.failed("a")

@@ -14,6 +14,7 @@ from prometheus_client import CollectorRegistry
 from redis.asyncio import RedisCluster
 
 from glasspoint import CachedPostgresSaver, create_telemetry
+from glasspoint.embedded import EmbeddedRedis
 from glasspoint.errors import L1Error
 from glasspoint.l1.cluster import CLUSTER, ClusterCache
 from glasspoint.redis.permissions import CLUSTER_COMMANDS, COMMANDS
@@ -475,3 +476,184 @@ async def test_spans_name_the_master(database: str, nodes: Nodes) -> None:
         assert span.attributes is not None
         assert span.attributes["server.address"] == "127.0.0.1"
         assert span.attributes["server.port"] == nodes.master_of(slot_of("a")).port
+
+
+EPOCHS = "glasspoint_l1_epoch_changes_total"
+TRANSITIONS = "glasspoint_l1_breaker_transitions_total"
+OPEN = "glasspoint_l1_breaker_open"
+
+
+@pytest.mark.parametrize("how", ["killed", "planned"])
+async def test_a_failover_is_one_warning_that_names_both_masters_and_one_change_of_epoch(
+    database: str, nodes: Nodes, caplog: pytest.LogCaptureFixture, how: str
+) -> None:
+    caplog.set_level("INFO", logger="glasspoint")
+    master = nodes.master_of(slot_of("a"))
+    [replica] = nodes.replicas_of(master)
+    old, new = f"127.0.0.1:{master.port}", f"127.0.0.1:{replica.port}"
+    thread = Thread("a")
+    async with watched(database, nodes) as one:
+        await thread.put(one.saver)
+        await warm(one, thread)
+
+        def transitions() -> tuple[int, int]:
+            changes = counts(one.registry, TRANSITIONS, "to")
+            return changes.get("open", 0), changes.get("closed", 0)
+
+        async def is_left_alone() -> bool:
+            await thread.turn(one.saver)
+            return one.cluster.states().get(old) == "open"
+
+        if how == "killed":
+            master.kill()
+            await until(is_left_alone)
+        else:
+            nodes.ask(replica, "CLUSTER", "FAILOVER")
+        await until(lambda: new in one.cluster.states() and old not in one.cluster.states())
+        await warm(one, thread)
+        assert value_of(one.registry, EPOCHS, {"saver": "default"}) == 1
+        [line] = [line for line in caplog.messages if "was failed over" in line]
+        assert old in line
+        assert new in line
+        # What has opened is closed in the end.
+        await until(lambda: len(set(transitions())) == 1)
+        await until(lambda: value_of(one.registry, OPEN, {"saver": "default"}) == 0)
+        if how == "killed":
+            assert transitions()[0]
+            ends = [line for line in caplog.messages if "has no slots any more" in line]
+            assert ends
+            assert all(old in line for line in ends)
+    nodes.heal()
+
+
+@pytest.mark.parametrize("what", ["failover", "failover, and nobody had the slots", "other nodes", "moved"])
+async def test_which_change_of_masters_is_a_failover(database: str, nodes: Nodes, what: str) -> None:
+    async with watched(database, nodes, sweep_interval_seconds=60.0) as one:
+        view = one.cluster._view
+        assert view is not None
+        old, *others = view.masters
+        [replica] = [id_ for id_, master in view.replicas if master == old.node_id]
+        new = replace(old, node_id=replica, address=("127.0.0.1", 1))
+        if what == "other nodes":  # all slots of a master were moved to a new one
+            new = replace(new, node_id="0" * 40)
+        if what == "moved":  # they were moved to a master that there was
+            new = replace(others[0], slots=(*others[0].slots, *old.slots))
+            others = others[1:]
+        views = [replace(view, masters=(new, *others), epoch=view.epoch + 1)]
+        if what == "failover, and nobody had the slots":
+            views.insert(0, replace(view, masters=tuple(others)))
+        views += [view, *views[-1:]]  # of a node that was cut off
+
+        async def look(*_: object, **__: object) -> View:
+            return views.pop(0)
+
+        one.cluster._topology.look = look  # type: ignore[method-assign]
+        while views:
+            await one.cluster._look()
+        counted = value_of(one.registry, EPOCHS, {"saver": "default"})
+        assert counted == (1 if what.startswith("failover") else 0)
+
+
+async def test_slots_that_move_are_no_failover(
+    database: str, nodes: Nodes, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", logger="glasspoint")
+    slot, thread = slot_of("a"), Thread("a")
+    source = nodes.master_of(slot)
+    target = next(server for server in nodes.masters() if server is not source)
+    async with watched(database, nodes) as one:
+        await thread.put(one.saver)
+        await warm(one, thread)
+        nodes.move(slot, target)
+        name = f"127.0.0.1:{target.port}"
+        try:
+            await until(lambda: any("Slots have moved" in line and name in line for line in caplog.messages))
+            await warm(one, thread)
+        finally:
+            nodes.move(slot, source)
+        assert value_of(one.registry, EPOCHS, {"saver": "default"}) == 0
+        assert not [line for line in caplog.messages if "failed over" in line]
+
+
+async def test_slots_without_a_master_are_a_warning_once_and_again_when_their_number_grows(
+    database: str, nodes: Nodes, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", logger="glasspoint")
+
+    def lines() -> list[str]:
+        return [line for line in caplog.messages if "no master" in line]
+
+    async with watched(database, nodes, sweep_interval_seconds=60.0) as one:
+        view = one.cluster._view
+        assert view is not None
+        [first, *others] = view.masters
+        start, end = max(first.slots, key=lambda slots: slots[1] - slots[0])
+        rest = [slots for slots in first.slots if slots != (start, end)]
+        views: list[View] = []
+
+        def without(slots: int) -> View:
+            return replace(view, masters=(replace(first, slots=(*rest, (start, end - slots))), *others))
+
+        async def look(*_: object, **__: object) -> View:
+            return views.pop()
+
+        one.cluster._topology.look = look  # type: ignore[method-assign]
+        less = without(1)
+        for _ in range(5):  # one node knows the owner of a slot, and another one does not
+            views += [view, less]
+            await one.cluster._look()
+            await one.cluster._look()
+        assert len(lines()) == 1
+        assert "1 of 16384" in lines()[0]
+        assert len([line for line in caplog.messages if "have a master again" in line]) == 1
+        views += [without(3), less]
+        await one.cluster._look()
+        await one.cluster._look()
+        assert len(lines()) == 2
+        assert "3 of 16384" in lines()[1]
+        views.append(view)
+        await one.cluster._look()
+
+
+async def test_without_the_right_to_ask_for_the_topology_an_error_names_commands_and_rule(
+    database: str, nodes: Nodes, caplog: pytest.LogCaptureFixture
+) -> None:
+    for server in nodes.servers:
+        rules = ["~glasspoint:*", *(f"+{name}" for name in COMMANDS)]
+        nodes.ask(server, "ACL", "SETUSER", "blind", "reset", "on", ">secret", *rules)
+    client = nodes.client(username="blind", password="secret")
+    thread = Thread("a")
+    async with watched(database, nodes, client=client) as one:
+        await thread.put(one.saver)
+        assert not await one.hits(thread)
+        errors = [record for record in caplog.records if record.levelname == "ERROR"]
+        assert len(errors) == 1, "probes do not repeat it"
+        for name in CLUSTER_COMMANDS:
+            assert f"+{name}" in errors[0].getMessage()
+        assert (await readyz(one.registry))[1]["l1"] == "unavailable"
+        for server in nodes.servers:
+            nodes.ask(server, "ACL", "SETUSER", "blind", *(f"+{name}" for name in CLUSTER_COMMANDS))
+        await warm(one, thread)
+        # The rights go again: this process stops believing what it cannot sweep, and comes back by itself.
+        for server in nodes.servers:
+            nodes.ask(server, "ACL", "SETUSER", "blind", "reset", "on", ">secret", *rules, "+cluster|info")
+        await until(lambda: set(one.cluster.states().values()) == {"open"})
+        assert not await one.hits(thread)
+        for server in nodes.servers:
+            nodes.ask(server, "ACL", "SETUSER", "blind", *(f"+{name}" for name in CLUSTER_COMMANDS))
+        await warm(one, thread)
+
+
+async def test_a_crowd_opens_at_most_64_connections_to_each_master(database: str, nodes: Nodes) -> None:
+    threads = [Thread(f"t{number}") for number in range(120)]
+
+    def connections(server: EmbeddedRedis) -> int:
+        return len(nodes.ask(server, "CLIENT", "LIST", "TYPE", "normal").splitlines()) - 1  # this question's
+
+    before = {server.port: connections(server) for server in nodes.masters()}
+    async with watched(database, nodes) as one:
+        for _ in range(3):
+            await asyncio.gather(*(thread.put(one.saver) for thread in threads))
+            await asyncio.gather(*(thread.turn(one.saver) for thread in threads))
+        for server in nodes.masters():
+            assert 1 <= connections(server) - before[server.port] <= 64

@@ -14,6 +14,7 @@ from time import time
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from glasspoint.telemetry.events import (
+    RETIRED,
     Audited,
     BackgroundTaskFailed,
     BreakerChanged,
@@ -220,6 +221,8 @@ def _breaker(event: BreakerChanged) -> Said | None:
     said = _BREAKER.get(event.state)
     if said is None:
         return None
+    if event.reason == RETIRED:
+        return said._replace(text="breaker closed: another master has the slots now")
     return said._replace(text=f"{said.text} ({event.reason})") if event.reason else said
 
 
