@@ -25,6 +25,7 @@ from glasspoint.l2.hosts import Hosts, count_hosts, wants_primary
 from glasspoint.l2.search_path import enter_schema
 from glasspoint.l2.sql import query
 from glasspoint.logs import get_logger
+from glasspoint.model.cancellation import run_to_the_end
 from glasspoint.model.option_types import check_schema
 from glasspoint.model.password import ask_password
 from glasspoint.model.urls import split_url, without_secret
@@ -176,7 +177,7 @@ async def close_pool(pool: Pool) -> None:
     The pool's workers may be connecting at the moment. Closing waits for them for a second at most. A
     connection that is made later is closed at once.
     """
-    await pool.close(timeout=_CLOSE_SECONDS)
+    await run_to_the_end(pool.close(timeout=_CLOSE_SECONDS))
 
 
 async def open_pool(

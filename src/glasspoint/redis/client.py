@@ -14,6 +14,7 @@ from redis.asyncio.sentinel import SentinelConnectionPool
 from redis.backoff import NoBackoff
 
 from glasspoint.errors import ConfigurationError
+from glasspoint.model.cancellation import run_to_the_end
 from glasspoint.redis.location import EXAMPLES, locate
 from glasspoint.redis.sentinels import SentinelPool, Sentinels, open_master
 
@@ -29,6 +30,7 @@ __all__ = [
     "address_of",
     "check_redis",
     "check_redis_or_cluster",
+    "close_client",
     "database_of",
     "eviction_of",
     "follow_sentinels",
@@ -147,6 +149,14 @@ def check_redis_or_cluster(redis: object) -> Redis | RedisCluster:
             f"{type(redis).__module__}.{type(redis).__name__}."
         )
     return check_redis(redis)
+
+
+async def close_client(redis: Redis | RedisCluster) -> None:
+    """Close a client and its connections, also if the caller is cancelled meanwhile.
+
+    redis-py's own closing breaks off then, and leaves connections open.
+    """
+    await run_to_the_end(redis.aclose())
 
 
 def address_of(redis: Redis | RedisCluster) -> tuple[str | None, int | None]:

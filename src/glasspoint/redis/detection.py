@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from redis.exceptions import RedisError
 
 from glasspoint.errors import ConfigurationError
-from glasspoint.redis.client import open_redis
+from glasspoint.redis.client import close_client, open_redis
 from glasspoint.redis.location import locate
 from glasspoint.redis.permissions import mode_of, needs_service
 from glasspoint.redis.sentinels import services_of
@@ -58,11 +58,11 @@ async def connect_redis(
                 "Set it to cluster or auto, or use a server with cluster-enabled no."
             )
     except BaseException:
-        await redis.aclose()
+        await close_client(redis)
         raise
     if found != "cluster" or "path" in redis.connection_pool.connection_kwargs:  # a unix socket
         return redis  # type: ignore[no-any-return]
-    await redis.aclose()
+    await close_client(redis)
     return open_redis(url, timeout_seconds=timeout_seconds, mode="cluster", step_seconds=step_seconds)
 
 
@@ -79,7 +79,7 @@ async def opened_redis(
     try:
         yield redis
     finally:
-        await redis.aclose()
+        await close_client(redis)
 
 
 async def _ask(redis: Redis, seconds: float) -> tuple[str, list[str]]:

@@ -21,6 +21,7 @@ from redis.backoff import NoBackoff
 from redis.crc import key_slot
 from redis.exceptions import ResponseError
 
+from glasspoint.model.cancellation import run_to_the_end
 from glasspoint.model.urls import address_text
 from glasspoint.redis.faults import NeverTheCacheError, is_a_refused_command
 from glasspoint.redis.timeouts import answered_within
@@ -330,7 +331,7 @@ class Topology:
 
 async def _close(client: Redis) -> None:
     with suppress(Exception):
-        await client.aclose()
+        await run_to_the_end(client.aclose())
 
 
 def slot_of(tag: str) -> int:

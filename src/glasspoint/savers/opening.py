@@ -280,7 +280,7 @@ class ManagedSaver(OpenedSaver):
                         mode=options.get("redis_mode", "auto"),
                         step_seconds=timeout,
                     )
-                    opened.push_async_callback(redis.aclose)
+                    opened.push_async_callback(client.close_client, redis)
                 client.check_redis_or_cluster(redis)
                 pool = await pools.open_pool(
                     conn_string,

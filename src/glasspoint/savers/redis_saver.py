@@ -25,6 +25,7 @@ from glasspoint.redis.client import (
     TIMEOUTS_TO_CONNECT,
     address_of,
     check_redis_or_cluster,
+    close_client,
     database_of,
     eviction_of,
     follow_sentinels,
@@ -208,7 +209,7 @@ class RedisSaver(HistorySaver):
                     redis = await connect_redis(
                         redis, timeout_seconds=TIMEOUTS_TO_CONNECT * timeout, mode=mode, step_seconds=timeout
                     )
-                opened.push_async_callback(redis.aclose)
+                opened.push_async_callback(close_client, redis)
             saver = cls(redis, **own)
             try:
                 with quiet():

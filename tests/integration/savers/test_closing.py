@@ -80,6 +80,33 @@ async def test_a_close_that_is_cancelled_leaves_no_connection_behind(
             await until(lambda: none(connections))
 
 
+async def test_an_opening_that_is_cancelled_as_it_fails_leaves_no_connection_behind(
+    own_redis: EmbeddedRedis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Redis is open, PostgreSQL is away, and the caller gives up while the opening cleans up."""
+    close = Redis.aclose
+
+    async def cancelled(client: Redis, *args: Any) -> None:
+        opening.cancel()
+        await asyncio.sleep(0)
+        await close(client)
+
+    telemetry = create_telemetry(registry=CollectorRegistry())
+    async with Redis.from_url(own_redis.url) as redis:
+
+        async def connections() -> int:
+            return len(await redis.client_list()) - 1
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Redis, "aclose", cancelled)
+            opening = asyncio.ensure_future(
+                CachedPostgresSaver.create("postgresql://127.0.0.1:1/x", own_redis.url, telemetry=telemetry)
+            )
+            await asyncio.wait({opening})
+            assert opening.cancelled()
+        await until(lambda: none(connections))
+
+
 async def none(connections: Any) -> bool:
     return await connections() == 0
 
