@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -31,11 +31,11 @@ OPTIONS = (
 )
 
 
-def start_node(*options: str) -> EmbeddedRedis:
+def start_node(*options: str, make: Callable[[], EmbeddedRedis] = EmbeddedRedis) -> EmbeddedRedis:
     """One node, not in a cluster yet. Its second port is 10000 above the first and may be taken: then
     another pair is tried."""
     for attempt in range(1, START_ATTEMPTS + 1):
-        server = EmbeddedRedis()
+        server = make()
         try:
             server.start(*(options or IN_CLUSTER))
         except EmbeddedServerUnavailable:

@@ -245,7 +245,8 @@ class RedisHistory:
         result = await self._steps.run("adopt", scope, keys, self._ttl, token, checkpoints, writes)
         if result in ([EXISTS], [AGAIN]):
             return "exists" if result == [EXISTS] else "incomplete"
-        await self._heard(result[0], scope)
+        _, listed = result
+        await self._heard(listed, scope)
         return "adopted"
 
     # ---------------------------------------------------------------- reading

@@ -379,6 +379,9 @@ class Cache:
     async def ping(self) -> None:
         """Ask whether Redis responds.
 
+        A response says nothing of the steps, which a replica or a full server refuses. So it is no success
+        for the breaker: frequent health checks would keep it closed.
+
         Raises:
             L1Error: Redis does not respond.
         """
@@ -386,7 +389,6 @@ class Cache:
             await self._in_time(self._redis.ping)
         except Exception as exc:
             raise self._unavailable(exc) from exc
-        self._answered()
 
     async def probe(self) -> None:
         """Try the steps of a write on a key that is never read, even if the breaker is open.

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from functools import partial
+from typing import Any, cast
 
 import pytest
 from prometheus_client import CollectorRegistry
 
 from glasspoint import CachedPostgresSaver, create_telemetry
 from glasspoint.cli.check import run_checks
-from redis_nodes import SLOTS, slot_of, wait
+from redis_nodes import IN_CLUSTER, SLOTS, slot_of, start_node, wait
 from redis_tls import HAS_TLS, Certificate, TlsRedis, TlsSentinel, certified
 from sentinels import SERVICE
 from states import counts, open_saver
@@ -38,10 +39,9 @@ def single(certificate: Certificate) -> Iterator[str]:
 def cluster(certificate: Certificate) -> Iterator[str]:
     """Two masters. The URL names one, so that the other is found."""
     with ExitStack() as started:
-        servers = [TlsRedis(certificate) for _ in range(2)]
+        options, make = (*IN_CLUSTER, "--tls-cluster", "yes"), partial(TlsRedis, certificate)
+        servers = [cast("TlsRedis", started.enter_context(start_node(*options, make=make))) for _ in range(2)]
         for number, server in enumerate(servers):
-            started.callback(server.close)
-            server.start("--cluster-enabled", "yes", "--tls-cluster", "yes")
             with server._client() as client:
                 client.execute_command("CLUSTER", "SET-CONFIG-EPOCH", number + 1)
                 half = (number * SLOTS // 2, (number + 1) * SLOTS // 2 - 1)

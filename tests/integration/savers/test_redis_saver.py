@@ -344,6 +344,32 @@ async def test_a_thread_that_is_pruned_while_it_is_copied_is_copied_anew(
     assert [each.metadata["step"] for each in copied] == [3], "one state of the source, not two mixed"
 
 
+@pytest.mark.parametrize(
+    "options", [{}, {"target": Target("db", "5432", "app")}], ids=["alone", "of a target"]
+)
+async def test_a_copy_is_done_also_if_its_last_step_is_repeated(
+    options: dict[str, Any], redis_url: str, redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The answer of the first attempt was lost. And the list of threads is a few milliseconds old."""
+    monkeypatch.setattr("glasspoint.history.in_redis.HEARD_SECONDS", 0.0)
+    async with opened(redis_url, **options) as saver:
+        root, _ = await two_namespaces(saver)
+        run = saver._steps.run
+
+        async def repeated(step: str, scope: Any, keys: Any, *args: Any) -> list[Any]:
+            if step == "adopt" and options:
+                seconds, microseconds = await redis.time()
+                since = seconds * 1000 + microseconds // 1000 - int(args[1][:1], 16) % 6
+                await redis.zadd(keys[-1], {"!since": -since})
+            result = await run(step, scope, keys, *args)
+            return await run(step, scope, keys, *args) if step == "adopt" and args[1][-1] < "8" else result
+
+        monkeypatch.setattr(saver._steps, "run", repeated)
+        for number in range(40):
+            await saver.acopy_thread(root.thread_id, f"copy {number}")
+            assert len(await listed(saver, {"configurable": {"thread_id": f"copy {number}"}})) == 4
+
+
 async def test_a_copy_of_which_something_is_lost_is_made_anew(
     saver: RedisSaver, redis: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
