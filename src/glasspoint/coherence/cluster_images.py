@@ -5,7 +5,8 @@ master has a plain client and an epoch of its own, and no step follows a redirec
 
 - **The record** that names the keys (`last_used`) stands once for each range of slots. It has the same slot
   as the list of threads of the tier `redis` for this range. So where the record cannot be read, the thread
-  cannot be read either.
+  cannot be read either. If another master has the entry, a record there must name the same keys: the master
+  of the range may have been away when the keys changed.
 - **The reign** of the master is in the script PEEK, which believes no entry of another one. Before each PEEK,
   the master is asked whether a slot has arrived, because then its reign is another one.
 - **MOVED**, or a slot without a master: the topology is read again. If that does not help, nobody knows
@@ -29,7 +30,7 @@ from glasspoint.l1.epoch import EpochKeeper, Shard, key_of
 from glasspoint.model.scope import key_part
 from glasspoint.redis.faults import ReplicaError, redirection_of
 from glasspoint.redis.signature import Signer
-from glasspoint.redis.topology import Address, Topology, range_of, slot_of, tag_in, tag_of_range
+from glasspoint.redis.topology import RANGES, Address, Topology, range_of, slot_of, tag_in, tag_of_range
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -137,15 +138,18 @@ class InCluster:
         node, of_record = self._node_of(view, _slot_of(scope)), self._node_of(view, _slot_of_range(number))
         await self._asked(node.epochs.look_at_config_epoch)
         server = await self._asked(node.epochs.meet)
-        record = ("HGET", self._last_used.keys_in_cluster[number], self._last_used.field)
+        record = self._ask_for_record(number)
         key = key_of(scope, identity, key_prefix=self._key_prefix)
         peek = ("EVALSHA", server.shas["peek"], 1, key)
         if node is of_record:
             said, result = await self._results(node, [record, peek])
         else:
-            [said], [result] = await asyncio.gather(
-                self._results(of_record, [record]), self._results(node, [peek])
+            [said], [*own, result] = await asyncio.gather(
+                self._results(of_record, [record]),
+                self._results(node, [*map(self._ask_for_record, _range_of_master(view, scope)), peek]),
             )
+            if any(not isinstance(each, bytes) or self._last_used.unpack(each) != identity for each in own):
+                return NOTHING
         if isinstance(said, Exception):
             raise said if redirection_of(said) is None else _of_a_slot_on_its_way(said)
         if said != self._records[number][0]:
@@ -163,8 +167,8 @@ class InCluster:
     async def _identity_of(self, view: View, number: int) -> Identity | None:
         """Return the identity in the record of a range of slots, `None` if there is no record to trust."""
         if number not in self._records:
-            command = ("HGET", self._last_used.keys_in_cluster[number], self._last_used.field)
-            [record] = await self._results(self._node_of(view, _slot_of_range(number)), [command])
+            of_record = self._node_of(view, _slot_of_range(number))
+            [record] = await self._results(of_record, [self._ask_for_record(number)])
             if isinstance(record, Exception):
                 raise record if redirection_of(record) is None else _of_a_slot_on_its_way(record)
             identity = None if record is None else self._last_used.unpack(record)
@@ -172,6 +176,9 @@ class InCluster:
                 return None
             self._records[number] = record, identity
         return self._records[number][1]
+
+    def _ask_for_record(self, number: int) -> tuple[Any, ...]:
+        return ("HGET", self._last_used.keys_in_cluster[number], self._last_used.field)
 
     async def _with_the_topology(self, ask: Callable[[View], Awaitable[ResultT]]) -> ResultT:
         """Ask the masters. If another one has the slot, read the topology again, and repeat that.
@@ -209,9 +216,7 @@ class InCluster:
         return view
 
     def _node_of(self, view: View, slot: int) -> _Node:
-        master = next((each for each in view.masters if each.owns(slot)), None)
-        if master is None:
-            raise _MovedError
+        master = _master_of(view, slot)
         node = self._nodes.get(master.address)
         if node is None:
             node = self._nodes[master.address] = self._new(master)
@@ -246,6 +251,19 @@ class InCluster:
 
     async def _asked(self, ask: Callable[[], Awaitable[ResultT]]) -> ResultT:
         return await asked(ask, timeout_seconds=self._timeout)
+
+
+def _master_of(view: View, slot: int) -> Master:
+    master = next((each for each in view.masters if each.owns(slot)), None)
+    if master is None:
+        raise _MovedError
+    return master
+
+
+def _range_of_master(view: View, scope: Scope) -> list[int]:
+    """Return a range whose record is on the master of a scope's entry; none if there is no such range."""
+    master = _master_of(view, _slot_of(scope))
+    return [number for number in range(RANGES) if master.owns(_slot_of_range(number))][:1]
 
 
 def _slot_of(scope: Scope) -> int:

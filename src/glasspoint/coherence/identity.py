@@ -281,13 +281,14 @@ class IdentityKeeper:
             return "changed"
         has_recorded = await self._record_written(row)
         if self._identity != self._identity_of(look, row):
+            await self._leave_last_used(self._identity_of(look, row))
             self._adopt(look, row)
             return "changed"
         if has_recorded:
             return "changed"  # the next look returns the new journal rows
         self._position = look.position
         await self._confirm(row)
-        await self._leave_last_used()
+        await self._leave_last_used(self._identity_of(look, row))
         return "fits"
 
     def _identity_of(self, look: Look, row: Attachment) -> Identity:
@@ -375,10 +376,14 @@ class IdentityKeeper:
         if row.unseen_seconds > _SAY_SEEN_SECONDS:
             await self._identities.say_seen(row.generation)
 
-    async def _leave_last_used(self) -> None:
-        """Store the identity in use in Redis, for processes that start while PostgreSQL is away."""
-        identity, now = self._identity, monotonic()
-        if self._last_used is None or identity is None:
+    async def _leave_last_used(self, identity: Identity) -> None:
+        """Store an identity in Redis, for processes that start while PostgreSQL is away.
+
+        This is done before its keys are used: if PostgreSQL is lost just after a first write under these
+        keys, the keys before must lead nobody to an older state.
+        """
+        now = monotonic()
+        if self._last_used is None:
             return
         field, in_cluster = self._last_used.field, isinstance(self._cache, ClusterCache)
         keys = self._last_used.keys_in_cluster if in_cluster else (self._last_used.key,)

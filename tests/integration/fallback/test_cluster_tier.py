@@ -16,6 +16,7 @@ from prometheus_client import CollectorRegistry
 
 from databases import with_tables
 from glasspoint import FallbackSaver, RedisSaver
+from glasspoint.coherence.purging import Purger
 from glasspoint.embedded import EmbeddedPostgres, EmbeddedRedis
 from glasspoint.errors import GlasspointError, RedisUnavailableError, ThreadDamagedError
 from glasspoint.history.keys import Keyspace
@@ -384,6 +385,63 @@ async def test_a_cached_state_whose_slot_has_moved_is_not_believed(
         nodes.begin_move(slot_of(moving), to)
         assert await said(saver, moving) == TURNS, "it is still where it was made"
         assert saver.tier == "redis"
+
+
+async def test_keys_that_changed_while_the_master_of_the_list_was_away_lead_to_no_older_state(
+    own_postgres: EmbeddedPostgres, nodes: Nodes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The record on this master names the keys from before; another master has the entry.
+
+    In a large cache, entries of older keys stay for minutes: here, nobody deletes them."""
+
+    async def deletes_nothing(self: Purger) -> None:
+        pass
+
+    monkeypatch.setattr(Purger, "advance", deletes_nothing)
+    url, thread = with_tables(own_postgres), one_on_two_masters(nodes)
+    others = {server.port for server in nodes.masters()} - {server_of(nodes, thread).port}
+    async with pod(url, url_of(nodes)) as saver:
+        await say(saver, thread, "before")
+        await until(lambda: len(records(nodes)) == RANGES)
+    async with pod(url, url_of(nodes), l1_timeout=0.5, redis_timeout=0.5) as saver:
+        assert await said(saver, thread) == ["before"]
+        with away(nodes, server_of(nodes, thread)):
+            before = records(nodes, others)
+            own_postgres.stop()
+            own_postgres.start()
+            await until(lambda: not set(records(nodes, others).items()) & set(before.items()))
+            await until(lambda: said_again(saver, thread, "after"))
+            await settled(saver._chain.saver)  # type: ignore[arg-type]
+            own_postgres.stop()
+    await asyncio.to_thread(nodes.heal)
+    async with pod(url, url_of(nodes), probe_interval=1000) as below:
+        assert below.tier == "redis"
+        assert await said(below, thread) == []
+
+
+def one_on_two_masters(nodes: Nodes) -> str:
+    """A thread whose entry in the cache is on another master than its list."""
+    names = (f"apart-{number}" for number in range(10_000))
+    return next(each for each in names if nodes.master_of(slot_of(each)) is not server_of(nodes, each))
+
+
+def records(nodes: Nodes, ports: set[int] | None = None) -> dict[bytes, bytes]:
+    """What stands in the records of some masters, or of all."""
+    found: dict[bytes, bytes] = {}
+    for server in nodes.servers:
+        if ports is None or server.port in ports:
+            with nodes.admin(server) as admin:
+                if admin.info("replication")["role"] == "master":
+                    found |= {key: admin.hget(key, "record") for key in admin.keys("*:last-used:*")}
+    return found
+
+
+async def said_again(saver: Any, thread_id: str, text: str) -> bool:
+    """Say something, unless PostgreSQL is not back yet."""
+    with suppress(GlasspointError):
+        await say(saver, thread_id, text)
+        return True
+    return False
 
 
 async def test_a_deleted_thread_has_no_cached_state(own_postgres: EmbeddedPostgres, nodes: Nodes) -> None:

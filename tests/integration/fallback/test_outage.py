@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime
@@ -17,6 +18,7 @@ from langgraph.graph import END, START, MessagesState, StateGraph
 from langgraph.graph.state import CompiledStateGraph
 from langgraph.types import Command, interrupt
 from prometheus_client import CollectorRegistry
+from redis import Redis as SyncRedis
 from redis.asyncio import Redis
 
 from databases import with_tables
@@ -41,6 +43,8 @@ from glasspoint.errors import (
 from glasspoint.fallback import draining
 from glasspoint.fallback.branches import Branches, NotStoredYetError, Placement
 from glasspoint.history.interface import HEARD_SECONDS
+from glasspoint.l1.cache import Cache
+from glasspoint.model.identity import Identity
 from glasspoint.model.lineage import SET_ASIDE, UNKNOWN_TIME, SetAside
 from glasspoint.model.scope import Scope
 from outages import chat, drained, pod, said, say, threads_in
@@ -642,6 +646,39 @@ async def test_a_deleted_thread_does_not_come_back_from_its_cached_state(
         await saver.adelete_thread("42")
         assert await said(saver, "42") == []
         assert await said(other, "42") == []
+
+
+async def test_the_record_names_new_keys_before_they_are_used(
+    own_postgres: EmbeddedPostgres, own_redis: EmbeddedRedis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PostgreSQL may be lost again just after a first write under these keys. Then the record must not lead
+    to the state that is older than this write."""
+    named: list[tuple[str, str]] = []
+    identify = Cache.identify
+
+    def watched(self: Cache, identity: Identity | None, **more: Any) -> None:
+        if identity is not None:
+            named.append((identity.generation, generation_in_record(own_redis)))
+        identify(self, identity, **more)
+
+    url = with_tables(own_postgres)
+    async with pod(url, own_redis.url) as saver:
+        await say(saver, "42", "first")
+        monkeypatch.setattr(Cache, "identify", watched)
+        before = generation_in_record(own_redis)
+        own_postgres.stop()
+        own_postgres.start()
+        await until(lambda: named)
+    assert named[0][0] != before
+    assert named[0][0] == named[0][1]
+
+
+def generation_in_record(redis_server: EmbeddedRedis) -> str:
+    with SyncRedis.from_url(redis_server.url) as redis:
+        [key] = redis.keys("*:last-used:*")  # type: ignore[misc]
+        record: Any = redis.hget(key, "record")
+    fields, _ = json.JSONDecoder().raw_decode(record.decode(errors="replace"))
+    return str(fields["generation"])
 
 
 @pytest.mark.parametrize(
