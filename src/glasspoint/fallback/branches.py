@@ -11,14 +11,15 @@ the tier above has a history of the thread, the first put of the run makes the b
 A call may come before the checkpoint that it starts from, because LangGraph does not wait for a put. Nobody
 waits for that checkpoint here: a call that waits must not keep others from passing, for example the put that
 it waits for, while the tier is switched. So `place` raises `NotStoredYetError`, and the chain calls it again.
-With `durability="exit"`, that checkpoint never comes.
+With `durability="exit"`, that checkpoint never comes. Then what the run has read at its beginning tells where
+its subgraphs belong.
 """
 
 from __future__ import annotations
 
 import asyncio
 import itertools
-from collections import Counter, defaultdict, deque
+from collections import Counter, OrderedDict, defaultdict, deque
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -61,6 +62,10 @@ _LOOKS = 20
 
 # How many of a thread's own checkpoints are known without a look into the tier: those of the runs under way.
 _OWN_AT_MOST = 16
+
+# How many reads of a thread are known, and of how many threads.
+_READS_AT_MOST = 16
+_READ_THREADS_AT_MOST = 10_000
 
 
 class NotStoredYetError(Exception):
@@ -154,6 +159,7 @@ class Branches:
         self._telemetry = telemetry
         self._of: dict[str, list[_Known]] = defaultdict(list)
         self._anew: dict[str, _Anew] = {}
+        self._reads: OrderedDict[str, deque[tuple[datetime, str | None]]] = OrderedDict()
         self._puts: Counter[object] = Counter()  # thread -> puts under way
         self._root_puts: Counter[object] = Counter()  # the same, of root graphs
         self._making = asyncio.Lock()
@@ -198,6 +204,20 @@ class Branches:
         """
         for each in begun_anew:
             self._anew.setdefault(each, _Anew(_until(), datetime.now(UTC)))
+
+    def read_below(self, thread_id: str, checkpoint_id: str | None) -> None:
+        """Remember what a read has found while this process works in a lower tier: a run may begin from it.
+
+        Args:
+            thread_id: The thread.
+            checkpoint_id: Its newest checkpoint; `None`: nothing was found.
+        """
+        reads = self._reads.setdefault(thread_id, deque(maxlen=_READS_AT_MOST))
+        self._reads.move_to_end(thread_id)
+        if not reads or reads[-1][1] != checkpoint_id:
+            reads.append((datetime.now(UTC), checkpoint_id))
+        if len(self._reads) > _READ_THREADS_AT_MOST:
+            self._reads.popitem(last=False)
 
     def ids_of(self, thread_id: object) -> list[str]:
         """Return the ids of the branches of a thread."""
@@ -284,11 +304,28 @@ class Branches:
             self._await(placement)
         if placement.is_of_subgraph:  # with `durability="exit"`, its run puts nothing before the end
             made_at = time_of_id(ids[0])
+            beginning = self._beginning_of_run(thread_id, made_at)
+            if beginning is not None:
+                if await saver.has_checkpoint(*beginning):
+                    self._note_own(tier, thread_id, ids[0])
+                    return None
+                for known in branches:
+                    if await _has(saver, known, beginning):
+                        return known
             for known in reversed(branches):
                 if made_at < known.left_at:
                     return known
         # Of a checkpoint that does not come, nothing is noted: the next put of its run may make a branch.
         return None if puts is None else await self._of_orphan(saver, placement, branches)
+
+    def _beginning_of_run(self, thread_id: str, at: datetime) -> Position | None:
+        """Return the checkpoint from which the run began that was under way at a time, if that is known.
+
+        Runs of one thread follow each other, so that is the last read before.
+        """
+        found = (id_ for read_at, id_ in reversed(self._reads.get(thread_id, ())) if read_at <= at)
+        checkpoint_id = next(found, None)
+        return None if checkpoint_id is None else Position(Scope(thread_id, ""), checkpoint_id)
 
     def _is_own(self, tier: str, thread_id: str, checkpoint_id: str) -> bool:
         """Tell whether a checkpoint is known to belong to the thread itself, as a tier has it."""

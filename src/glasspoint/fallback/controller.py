@@ -181,7 +181,12 @@ class Chain:
     @property
     def whole(self) -> bool:
         """Whether the tier that works is the best one, and no lower tier may hold threads."""
-        return self._current[0] is self._specs[0] and not self._undrained
+        return self.works_in_best and not self._undrained
+
+    @property
+    def works_in_best(self) -> bool:
+        """Whether the tier that works is the best one."""
+        return self._current[0] is self._specs[0]
 
     @property
     def saver(self) -> TierSaver:

@@ -96,7 +96,15 @@ class FallbackSaver(SyncFace):
 
     async def aget_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
         """Fetch a checkpoint with its pending writes: see `CachedPostgresSaver.aget_tuple`."""
-        return await self._run(config, lambda saver, placed: saver.aget_tuple(placed))
+        self.home.check()
+        is_below = not self._chain.works_in_best
+        found = await self._run(config, lambda saver, placed: saver.aget_tuple(placed))
+        configurable = config["configurable"]
+        if is_below and not configurable.get("checkpoint_id") and not configurable.get("checkpoint_ns"):
+            self._chain.branches.read_below(
+                configurable["thread_id"], None if found is None else found.checkpoint["id"]
+            )
+        return found
 
     async def alist(
         self,

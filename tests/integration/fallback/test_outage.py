@@ -675,7 +675,7 @@ async def test_the_record_names_new_keys_before_they_are_used(
 
 def generation_in_record(redis_server: EmbeddedRedis) -> str:
     with SyncRedis.from_url(redis_server.url) as redis:
-        [key] = redis.keys("*:last-used:*")  # type: ignore[misc]
+        [key] = redis.keys("*:last-used:*")
         record: Any = redis.hget(key, "record")
     fields, _ = json.JSONDecoder().raw_decode(record.decode(errors="replace"))
     return str(fields["generation"])
@@ -1510,6 +1510,31 @@ async def test_a_run_under_way_ends_in_its_branch_with_its_subgraphs(
         assert [each.content for each in state["messages"]] == ["during", "thought", "yes"]
     assert held.times == 1
     assert held.times == 1
+
+
+@pytest.mark.parametrize("durability", ["sync", "async", "exit"])
+@pytest.mark.parametrize("memory", [True, None])
+async def test_a_run_under_way_stays_in_the_thread_that_it_goes_on_from_with_its_subgraphs(
+    own_postgres: EmbeddedPostgres, own_redis: EmbeddedRedis, durability: Any, memory: bool | None
+) -> None:
+    """The thread has begun below, and has moved up. So what a later turn says is in the thread, too."""
+    url = with_tables(own_postgres)
+    own_postgres.stop()
+    async with pod(url, own_redis.url) as saver:
+        await say(saver, "42", "below")
+        held = Held.within(saver, memory=memory)
+        running = await held.begin("42", durability)
+        own_postgres.start()
+        await until(lambda: saver.tier == "cached")
+        held.go_on.set()
+        assert (await running)["__interrupt__"]
+        state = await held.graph.ainvoke(Command(resume="yes"), config_of("42"))
+        texts = [each.content for each in state["messages"]]
+        assert texts[-3:] == ["during", "thought", "yes"]
+        found = await held.graph.aget_state(config_of("42"))
+        assert [each.content for each in found.values["messages"]] == texts
+    assert held.times == 1
+    assert await threads_in(url) == ["42"]
 
 
 async def test_a_run_under_way_goes_on_from_the_cached_state_in_a_tier_that_it_comes_to(
