@@ -6,11 +6,15 @@ Some things make a later state lack what an earlier one had, and are no violatio
                       process was in `cached` and knew of nothing below: a *settled* moment
     set aside         the earlier one stands in a branch of its own in the end. That is right if the branch
                       began anew, or if another process may have written to the thread in `cached` meanwhile
-    in the window     the earlier one was written by a process that could not reach Redis, up to 3 s before
+    in the window     the earlier one was written by a process that could not reach Redis, up to 3 s before.
+                      It stands in its thread all the same, not in one that was set aside
     taken over        a run was cut off after a task, and LangGraph leaves its puts to themselves; the attempt
                       went on from what the task wrote. So the same state stands in a checkpoint of each
     run beside its    a turn in another tier began before the earlier one was drained, and ended after it: the
     drain             thread has two lines, and the earlier one stands in its history
+    cut off before    a run goes on with a task that was cut off before its subgraph had stored anything.
+    its subgraph      LangGraph resumes the subgraph then, at the end of its last run: it does nothing
+    a subgraph's      of the graph itself, the branch has nothing of its own: a subgraph has begun anew
 
 An attempt counts as acknowledged from the moment that its worker saw the graph return, and a read as begun
 from the moment that its worker asked.
@@ -358,6 +362,8 @@ class _Thread:
         after such a read, in whichever tier it is found later: then there are two lines in the thread.
         `checker` judges the window itself."""
         end = state.end or 0.0
+        if self._is_aside(state) and not any(each.words == state.words for each in self._main):
+            return False
         if read.tier == "cached" and read.at <= end + WINDOW_SECONDS:
             return True
         return any(
@@ -410,6 +416,9 @@ class _Thread:
         for attempt in self._attempts:
             for word in attempt.lacks:
                 maker = next((each for each in self._attempts if word in each.made), None)
+                if maker is not None and maker.did in ("went on", "resumed") and maker.made[0] == word:
+                    self._verdict.excused["cut off before its subgraph"] += 1
+                    continue
                 if maker is None or not self._in_one_tier(maker, attempt):
                     self._verdict.excused["memory begun anew"] += 1
                     continue
@@ -459,6 +468,9 @@ class _Thread:
         for name, branch in self._aside.items():
             base = self._base_of(name)
             if base is None:
+                continue
+            if branch == [base]:
+                self._verdict.excused["a subgraph's"] += 1
                 continue
             own = [each for each in self._attempts if self._wrote(each, branch, base)]
             base_at = max(

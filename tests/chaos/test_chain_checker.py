@@ -161,6 +161,13 @@ def test_what_was_said_after_such_a_miss_is_a_line_of_its_own_in_every_tier() ->
     assert "torn" in found(judged(without_a_miss, stored, standings=OUTAGE))
 
 
+def test_what_was_acknowledged_in_cached_is_not_set_aside() -> None:
+    attempts = [did("1", 1.0, ONE), did("2", 2.0, TWO), did("x", 3.0, found=ONE)]
+    stored = [*stands(ONE), *stands(ONE, TWO, thread=ASIDE)]
+    assert "shorter" in found(judged(attempts, stored))
+    assert "shorter" not in found(judged(attempts, [*stored, *stands(TWO, since="1")]))
+
+
 def test_a_state_in_cached_never_vanishes() -> None:
     attempts = [did("1", 1.0, ONE), did("x", 6.0, found=[])]
     assert found(judged(attempts, stands(ONE))) == {"shorter"}
@@ -272,6 +279,16 @@ def test_a_subgraph_forgets_nothing_while_all_turns_are_in_one_tier() -> None:
     assert verdict.excused["memory begun anew"] == 1
 
 
+def test_a_subgraph_that_was_cut_off_before_it_stored_anything_does_nothing_when_its_run_goes_on() -> None:
+    first, lacking = did("1", 1.0, ONE, made=ONE[1:]), did("2", 6.0, TWO, lacks=["charge 1 #a"])
+    first.did = "went on"
+    verdict = judged([first, lacking], stands(ONE, TWO))
+    assert not verdict.violations
+    assert verdict.excused["cut off before its subgraph"] == 1
+    first.made.insert(0, "another")
+    assert found(judged([first, lacking], stands(ONE, TWO))) == {"forgotten"}
+
+
 # ------------------------------------------------------------ needless
 
 
@@ -285,6 +302,13 @@ def aside(*beside: Attempt, **more: Any) -> ChainVerdict:
 def test_a_branch_that_goes_on_is_not_set_aside() -> None:
     assert found(aside()) == {"needless"}
     assert found(aside(did("x", 2.0), away=[(1.9, 5.0)])) == {"needless"}, "it cannot have written"
+
+
+def test_a_branch_of_a_subgraph_alone_is() -> None:
+    attempts = [did("1", 1.0, ONE), did("x", 3.0, tier="redis", found=ONE)]
+    verdict = judged(attempts, [*stands(ONE), *stands(ONE, thread=ASIDE)], standings=OUTAGE)
+    assert not verdict.violations
+    assert verdict.excused["a subgraph's"] == 1
 
 
 def test_a_branch_beside_which_somebody_may_have_written_is() -> None:
