@@ -71,9 +71,10 @@ def test_both_servers_answer_inside_their_context_and_are_gone_after_it(failing:
 
 
 PARENT = """
-import time
+import signal, time
 from glasspoint.embedded import EmbeddedPostgres, EmbeddedRedis
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # the tests may run where it is ignored
 with EmbeddedPostgres() as postgres, EmbeddedRedis() as redis:
     redis.freeze()
     for server in (postgres, redis):
