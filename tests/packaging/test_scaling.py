@@ -75,27 +75,33 @@ def test_the_script_runs_on_what_was_measured(capacity: Any) -> None:
         assert len(lines) == len(capacity.page.shown(PAGE)[name].splitlines())
 
 
+class Counting(InMemorySaver):
+    """Records the calls that it gets."""
+
+    def __init__(self, calls: list[str]) -> None:
+        super().__init__()
+        self.calls = calls
+
+    async def aget_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
+        found = await super().aget_tuple(config)
+        self.calls.append("hit" if found else "miss")
+        return found
+
+    async def aput(self, *args: Any) -> RunnableConfig:
+        self.calls.append("put")
+        return await super().aput(*args)
+
+    async def aput_writes(self, *args: Any) -> None:
+        self.calls.append("put_writes")
+        await super().aput_writes(*args)
+
+
 async def test_a_turn_makes_the_calls_that_are_simulated(capacity: Any) -> None:
     calls: list[str] = []
-
-    class Counting(InMemorySaver):
-        async def aget_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
-            found = await super().aget_tuple(config)
-            calls.append("hit" if found else "miss")
-            return found
-
-        async def aput(self, *args: Any) -> RunnableConfig:
-            calls.append("put")
-            return await super().aput(*args)
-
-        async def aput_writes(self, *args: Any) -> None:
-            calls.append("put_writes")
-            await super().aput_writes(*args)
-
     from comparison.turns import CONVERSATIONS, Turns
 
     for durability in ("sync", "exit"):
-        turns = Turns(Counting(), "counted", None)
+        turns = Turns(Counting(calls), "counted", None)
         await turns.sample(CONVERSATIONS, 1, durability)
         calls.clear()
         await turns.sample(1, 1, durability)
@@ -299,26 +305,13 @@ async def test_the_page_of_costs_counts_another_graph_and_says_which(capacity: A
     from memory import build_graph
 
     calls: list[str] = []
-
-    class Counting(InMemorySaver):
-        async def aget_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
-            calls.append("read")
-            return await super().aget_tuple(config)
-
-        async def aput(self, *args: Any) -> RunnableConfig:
-            calls.append("put")
-            return await super().aput(*args)
-
-        async def aput_writes(self, *args: Any) -> None:
-            calls.append("put_writes")
-            await super().aput_writes(*args)
-
-    graph = build_graph(Counting())
+    graph = build_graph(Counting(calls))
     config = {"configurable": {"thread_id": "counted"}}
     for _ in range(2):
         calls.clear()
         await graph.ainvoke({"messages": [("user", "a question")]}, config)
-    reads, puts, pending = (calls.count(each) for each in ("read", "put", "put_writes"))
+    reads = calls.count("hit") + calls.count("miss")
+    puts, pending = calls.count("put"), calls.count("put_writes")
     there = capacity.figures.TURN["sync"]
     cost = (DOCS / "cost.md").read_text("utf-8")
     assert f"| calls | {reads} reads, {puts} puts, {pending} `put_writes` | 2 reads, " in cost

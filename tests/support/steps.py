@@ -210,7 +210,13 @@ def away(server: EmbeddedPostgres, outage: str) -> Iterator[None]:
         server.start()
         return
     postmaster = psutil.Process(server.pid)
-    processes = [postmaster, *postmaster.children(recursive=True)]
+    with suspended(postmaster, *postmaster.children(recursive=True)):
+        yield
+
+
+@contextmanager
+def suspended(*processes: psutil.Process) -> Iterator[None]:
+    """Processes that are stopped in between, and lose nothing."""
     for process in processes:
         process.suspend()
     try:

@@ -20,7 +20,7 @@ from prometheus_client import CollectorRegistry
 from pydantic import BaseModel
 from redis.exceptions import RedisError
 
-from glasspoint.cli.parts import connected, opened_redis
+from glasspoint.cli.parts import REDIS_SECONDS, connected, opened_redis
 from glasspoint.coherence.audit import differences
 from glasspoint.coherence.standing import standing_of
 from glasspoint.console import plain
@@ -46,7 +46,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Browser"]
 
-_REDIS_SECONDS = 2.0
 _JOURNAL_ROWS = 1000
 
 # How often L2 and L1 are read at most, if a write comes between the two reads of L2.
@@ -322,8 +321,8 @@ class Browser:
         if not scope.is_cached:
             return {"result": "not cached", "agrees": None, "detail": "a run's subgraph is not cached"}
         try:
-            async with opened_redis(self._redis_url, self._options, timeout_seconds=_REDIS_SECONDS) as redis:
-                async with asyncio.timeout(2 * _REDIS_SECONDS):
+            async with opened_redis(self._redis_url, self._options, timeout_seconds=REDIS_SECONDS) as redis:
+                async with asyncio.timeout(2 * REDIS_SECONDS):
                     for _ in range(_LOOKS):
                         before = await self._store.select(scope, None)
                         look = await self._store.identities.look(limit=_JOURNAL_ROWS)

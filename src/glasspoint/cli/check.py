@@ -39,7 +39,7 @@ from redis.exceptions import RedisClusterException, RedisError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from glasspoint import CachedPostgresSaver, RedisSaver
-from glasspoint.cli.parts import connect_once, opened_redis
+from glasspoint.cli.parts import REDIS_SECONDS, connect_once, name_of_server, opened_redis
 from glasspoint.coherence.attached import why_not_to_attach
 from glasspoint.errors import GlasspointError, RedisRefusedError, RedisUnavailableError
 from glasspoint.l1.cluster import masters_of
@@ -53,12 +53,12 @@ from glasspoint.l2.target import Target
 from glasspoint.model.option_types import POOL_MAX_SIZE
 from glasspoint.model.scope import key_part
 from glasspoint.model.urls import address_text, without_secret
-from glasspoint.redis.client import address_of, database_of, eviction_of
+from glasspoint.redis.client import database_of, eviction_of
 from glasspoint.redis.faults import is_a_refused_command, remedy
 from glasspoint.redis.permissions import check_permissions, refuse_cluster
 from glasspoint.redis.sentinels import SentinelPool, SentinelsRefuseError, UnknownServiceError
 from glasspoint.redis.timeouts import answered_within
-from glasspoint.redis.topology import SLOTS, View, name_of, slot_of, tag_in
+from glasspoint.redis.topology import SLOTS, View, name_of, owner_of, slot_of, tag_in
 from glasspoint.telemetry import create_telemetry
 from glasspoint.telemetry.events import DURABLE
 
@@ -84,7 +84,6 @@ _SET_UP = "Run `glasspoint setup` (or `await saver.setup()`) once, with the owne
 _COUNT_EXACTLY_BELOW_ROWS = 1_000_000
 _REMOVAL_SECONDS = 10.0
 _POLL_SECONDS = 0.05
-_REDIS_SECONDS = 2.0  # for one answer of one server, so that a silent one is named
 _SCANS = 50
 _NAMED_AT_MOST = 10
 _ROOM = query("room_for_connections")
@@ -318,9 +317,9 @@ class _Checks:
             redis: Its client.
             tag: The hash tag of a slot of this master of a cluster; `None`: it is not in a cluster.
         """
-        where = "" if tag is None else f"The shard {_at(redis)}: "
+        where = "" if tag is None else f"The shard {name_of_server(redis)}: "
         try:
-            with answered_within(_REDIS_SECONDS):
+            with answered_within(REDIS_SECONDS):
                 server = await redis.info("server")
         except (RedisError, OSError, TimeoutError) as error:
             if not is_a_refused_command(error):
@@ -330,11 +329,11 @@ class _Checks:
             server = {}  # `check_permissions` names the missing right
         if tag is None:
             refuse_cluster(server)
-        place = _at(redis)
+        place = name_of_server(redis)
         if tag is None:
             place += f", database {database_of(redis)}"
         try:
-            with answered_within(_REDIS_SECONDS):
+            with answered_within(REDIS_SECONDS):
                 await check_permissions(redis, self._key_prefix, tag=tag)
         except (RedisError, OSError, TimeoutError) as error:
             raise _Failed(f"{where}{_no_answer(redis, error)} {remedy(error)}") from error
@@ -363,7 +362,7 @@ class _Checks:
                 yield topology, masters
         except TimeoutError as error:
             raise _Failed(
-                f"no node of the Redis Cluster that REDIS_URL names answers within {_REDIS_SECONDS:g} s. "
+                f"no node of the Redis Cluster that REDIS_URL names answers within {REDIS_SECONDS:g} s. "
                 "Check REDIS_URL, and that the cluster is up."
             ) from error
         except (RedisError, OSError) as error:
@@ -377,7 +376,7 @@ class _Checks:
             policies, silent = [], []
             for redis, _ in servers:
                 try:
-                    with answered_within(_REDIS_SECONDS):
+                    with answered_within(REDIS_SECONDS):
                         policies.append(eviction_of(await redis.info("memory")))
                 except ResponseError as error:
                     raise _Warned(f"not known: let this user run INFO ({_sentence(error)})") from error
@@ -491,7 +490,7 @@ class _Checks:
             redis = await _first_to_answer([redis for redis, _ in servers])
             cursor = 0
             for _ in range(_SCANS):
-                with answered_within(_REDIS_SECONDS):
+                with answered_within(REDIS_SECONDS):
                     cursor, keys = await redis.scan(cursor, match=f"{root}*", count=1000)
                 for key in cast("list[bytes]", keys):
                     _, _, name = key.decode(errors="replace").removeprefix(root).partition(":")
@@ -530,7 +529,8 @@ class _Checks:
                 return ""
             try:
                 async with self._masters_of(redis) as (_, masters):
-                    owner = next((name_of(each.address) for each in masters if each.owns(slot)), "no master")
+                    master = owner_of(slot, masters)
+                owner = "no master" if master is None else name_of(master.address)
             except (_Failed, GlasspointError):
                 owner = "a master that is not known"
         return f"; the slot {slot} of the scratch thread is on {owner}"
@@ -632,7 +632,7 @@ class _Checks:
         )
 
     def _open_redis(self) -> AbstractAsyncContextManager[Redis | RedisCluster]:
-        return opened_redis(self._redis_url, self._saver_options, timeout_seconds=_REDIS_SECONDS)
+        return opened_redis(self._redis_url, self._saver_options, timeout_seconds=REDIS_SECONDS)
 
     async def _connect(self) -> psycopg.AsyncConnection:
         return await connect_once(self._postgres_url, self._saver_options, primary=True)
@@ -740,13 +740,13 @@ def _sentence(error: Exception) -> str:
 def _no_answer(redis: Redis, error: Exception) -> str:
     """Return an error of one server as a sentence, which names the server if it is silent."""
     if isinstance(error, TimeoutError | RedisTimeoutError):
-        return f"{_at(redis)} does not answer within {_REDIS_SECONDS:g} s."
+        return f"{name_of_server(redis)} does not answer within {REDIS_SECONDS:g} s."
     return _sentence(error)
 
 
 async def _until_identified(status: SaverStatus) -> None:
     """Wait for the sweeps of a saver to find the identity, which may take longer with a silent master."""
-    for _ in range(int(_REDIS_SECONDS / _POLL_SECONDS)):
+    for _ in range(int(REDIS_SECONDS / _POLL_SECONDS)):
         if status.identity is not None or status.no_identity_because:
             return
         await asyncio.sleep(_POLL_SECONDS)
@@ -755,15 +755,10 @@ async def _until_identified(status: SaverStatus) -> None:
 async def _first_to_answer(servers: Sequence[Redis]) -> Redis:
     """Return the first server that answers; if none does, the last one."""
     for redis in servers[:-1]:
-        with suppress(RedisError, OSError, TimeoutError), answered_within(_REDIS_SECONDS):
+        with suppress(RedisError, OSError, TimeoutError), answered_within(REDIS_SECONDS):
             await redis.ping()
             return redis
     return servers[-1]
-
-
-def _at(redis: Redis) -> str:
-    host, port = address_of(redis)
-    return address_text(host or "localhost", port or 6379)
 
 
 async def _through_sentinels(sentinels: Sentinels, found: str) -> str:

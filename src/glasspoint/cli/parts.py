@@ -52,6 +52,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "FORESEEN",
+    "REDIS_SECONDS",
     "AsJson",
     "KeyPrefix",
     "PostgresUrl",
@@ -63,6 +64,7 @@ __all__ = [
     "connected",
     "counts_table",
     "end_in_order_on_signals",
+    "name_of_server",
     "needed",
     "opened_redis",
     "plain_endings",
@@ -74,7 +76,8 @@ __all__ = [
     "words_of",
 ]
 
-_REDIS_SECONDS = 2.0
+REDIS_SECONDS = 2.0
+"""How long one server of Redis may take for one answer, so that a silent one is named."""
 _CONNECT_SECONDS = 5.0
 _CONNECTIONS = 2  # to PostgreSQL, which a command opens at most
 _LINE_EVERY_SECONDS = 10.0
@@ -293,8 +296,8 @@ async def _check_servers(redis: Redis | RedisCluster, key_prefix: str, undone: s
     """Check that Redis (of a cluster each master) responds, and that this user has the cache's rights."""
 
     async def check(server: Redis, tag: str | None) -> None:
-        at = f"{address_text(*_address_of(server))}, "
-        with _or_unavailable(undone, at), answered_within(_REDIS_SECONDS):
+        at = f"{name_of_server(server)}, "
+        with _or_unavailable(undone, at), answered_within(REDIS_SECONDS):
             await check_permissions(server, key_prefix, tag=tag)
 
     if not isinstance(redis, RedisCluster):
@@ -306,9 +309,10 @@ async def _check_servers(redis: Redis | RedisCluster, key_prefix: str, undone: s
                 await check(topology.client(master.address), tag_in(master.slots))
 
 
-def _address_of(redis: Redis) -> tuple[str, int]:
+def name_of_server(redis: Redis) -> str:
+    """Return the address of a server of Redis as text."""
     host, port = address_of(redis)
-    return host or "localhost", port or PORTS["single"]
+    return address_text(host or "localhost", port or PORTS["single"])
 
 
 @contextmanager
@@ -340,7 +344,7 @@ async def check_cache(
         L1Error: Redis does not respond, or this user lacks a right; the message names the rule to add.
         ConfigurationError: This is not the Redis, or the key prefix, of the service.
     """
-    async with opened_redis(redis_url, options, timeout_seconds=_REDIS_SECONDS) as redis:
+    async with opened_redis(redis_url, options, timeout_seconds=REDIS_SECONDS) as redis:
         await _check_servers(redis, key_prefix, undone)
         with suppress(psycopg.Error, RedisError, L1Error):  # the saver meets these too, and explains them
             async with await connect_once(postgres_url, options, primary=True) as conn:

@@ -30,7 +30,16 @@ from glasspoint.l1.epoch import EpochKeeper, Shard, key_of
 from glasspoint.model.scope import key_part
 from glasspoint.redis.faults import ReplicaError, redirection_of
 from glasspoint.redis.signature import Signer
-from glasspoint.redis.topology import RANGES, Address, Topology, range_of, slot_of, tag_in, tag_of_range
+from glasspoint.redis.topology import (
+    RANGES,
+    Address,
+    Topology,
+    owner_of,
+    range_of,
+    slot_of,
+    tag_in,
+    tag_of_range,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -254,7 +263,7 @@ class InCluster:
 
 
 def _master_of(view: View, slot: int) -> Master:
-    master = next((each for each in view.masters if each.owns(slot)), None)
+    master = owner_of(slot, view.masters)
     if master is None:
         raise _MovedError
     return master

@@ -96,7 +96,6 @@ class FallbackSaver(SyncFace):
 
     async def aget_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
         """Fetch a checkpoint with its pending writes: see `CachedPostgresSaver.aget_tuple`."""
-        self.home.check()
         is_below = not self._chain.works_in_best
         found = await self._run(config, lambda saver, placed: saver.aget_tuple(placed))
         configurable = config["configurable"]

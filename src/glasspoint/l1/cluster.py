@@ -48,7 +48,7 @@ from glasspoint.redis.faults import CannotBeTheCacheError, NeverTheCacheError
 from glasspoint.redis.permissions import check_permissions
 from glasspoint.redis.signature import Signer
 from glasspoint.redis.tls import named
-from glasspoint.redis.topology import SLOTS, Address, Topology, name_of, slot_of, tag_in
+from glasspoint.redis.topology import SLOTS, Address, Topology, name_of, owner_of, slot_of, tag_in
 from glasspoint.telemetry.events import EpochChanged
 
 if TYPE_CHECKING:
@@ -829,9 +829,8 @@ async def server_of(
         return
     slot = slot_of(key_part(scope.thread_id))
     async with masters_of(redis, key_prefix=key_prefix) as (topology, masters):
-        for master in masters:
-            if master.owns(slot):
-                client = topology.client(master.address)
-                yield client, await reign_of(client, in_cluster=True), name_of(master.address)
-                return
-        raise L1UnavailableError("The slot of this thread has no master in the Redis Cluster.")
+        master = owner_of(slot, masters)
+        if master is None:
+            raise L1UnavailableError("The slot of this thread has no master in the Redis Cluster.")
+        client = topology.client(master.address)
+        yield client, await reign_of(client, in_cluster=True), name_of(master.address)

@@ -32,7 +32,7 @@ from redis.exceptions import (
 )
 
 from glasspoint.redis.faults import NeverTheCacheError
-from glasspoint.redis.topology import Topology, slot_of, tag_in
+from glasspoint.redis.topology import Topology, owner_of, slot_of, tag_in
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Sequence
@@ -257,9 +257,9 @@ class Masters:
     async def _address_of(self, key: str) -> Address:
         slot = slot_of(key)
         for _ in range(2):
-            for master in (await self._look()).masters:
-                if master.owns(slot):
-                    return master.address
+            master = owner_of(slot, (await self._look()).masters)
+            if master is not None:
+                return master.address
             self._is_stale = True
         raise SlotNotCoveredError("The slot of this key has no master.")
 

@@ -39,6 +39,7 @@ __all__ = [
     "Topology",
     "View",
     "name_of",
+    "owner_of",
     "range_of",
     "slot_of",
     "tag_in",
@@ -119,9 +120,7 @@ class View:
     def leaves_unserved(self, master: Master) -> bool:
         """Tell whether a slot of a former master has no master now."""
         return any(
-            not any(each.owns(slot) for each in self.masters)
-            for first, last in master.slots
-            for slot in (first, last)
+            owner_of(slot, self.masters) is None for first, last in master.slots for slot in (first, last)
         )
 
     def has_replaced(self, old: Master, new: Master, before: View) -> bool:
@@ -337,6 +336,11 @@ async def _close(client: Redis) -> None:
 def slot_of(tag: str) -> int:
     """Return the slot of a key, or of the keys with a hash tag."""
     return key_slot(tag.encode())
+
+
+def owner_of(slot: int, masters: Iterable[Master]) -> Master | None:
+    """Return the master that owns a slot, `None` if none of these does."""
+    return next((each for each in masters if each.owns(slot)), None)
 
 
 def range_of(tag: str) -> int:

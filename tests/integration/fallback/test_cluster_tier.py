@@ -27,7 +27,7 @@ from places import DOCS
 from redis_nodes import Nodes, slot_of
 from redis_tier import TARGET, opened
 from states import config_of, open_upstream
-from steps import Thread, readyz, settled, until
+from steps import Thread, readyz, settled, suspended, until
 
 TURNS = ["turn 1", "turn 2"]
 KEYS = Keyspace("glasspoint", target=TARGET.id, in_cluster=True)
@@ -189,14 +189,8 @@ async def test_with_a_master_away_a_process_above_sees_what_stands_on_the_others
 def away(nodes: Nodes, *masters: EmbeddedRedis) -> Iterator[None]:
     """Masters that answer nothing, and whose replicas do not take over. Nothing of them is lost."""
     servers = [each for master in masters for each in (*nodes.replicas_of(master), master)]
-    processes = [psutil.Process(server.pid) for server in servers]
-    for process in processes:
-        process.suspend()
-    try:
+    with suspended(*(psutil.Process(server.pid) for server in servers)):
         yield
-    finally:
-        for process in processes:
-            process.resume()
 
 
 # ------------------------------------------------------------------ a master is lost

@@ -18,7 +18,6 @@ from typing import Any
 import pytest
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 from langgraph.graph import END, START, MessagesState, StateGraph
-from langgraph.graph.state import CompiledStateGraph
 from prometheus_client import CollectorRegistry
 from redis.asyncio import Redis
 
@@ -43,6 +42,7 @@ from glasspoint.errors import (
 )
 from glasspoint.fallback.draining import Drainer, Round
 from glasspoint.redis.permissions import COMMANDS
+from outages import chat
 from states import config_of, exact, open_upstream, value_of
 from steps import Thread, drain, readyz, seeded_dice, until
 
@@ -66,15 +66,9 @@ def durable_redis() -> Iterator[EmbeddedRedis]:
         yield server
 
 
-def make_graph(saver: Any) -> CompiledStateGraph[Any]:
-    builder = StateGraph(MessagesState)
-    builder.add_node("answer", lambda state: {"messages": [("ai", f"{len(state['messages'])} so far")]})
-    return builder.add_edge(START, "answer").add_edge("answer", END).compile(checkpointer=saver)
-
-
 async def converse(saver: FallbackSaver, threads: range, text: str) -> None:
     """A turn in each thread, and a pending write with a path, which only a raw copy keeps in order."""
-    graph = make_graph(saver)
+    graph = chat(saver)
 
     async def turn(number: int) -> None:
         config = config_of(f"thread {number}")
@@ -211,7 +205,7 @@ async def test_sixteen_conversations_go_on_through_a_promotion(
     url = own_postgres.create_database("new")
     own_postgres.stop()
     async with chain(url, durable_redis.url, registry) as saver:
-        graph, over = make_graph(saver), asyncio.Event()
+        graph, over = chat(saver), asyncio.Event()
 
         async def talk(number: int) -> int:
             turns = 0
@@ -661,7 +655,7 @@ def test_a_synchronous_chain(database: str, redis_url: str) -> None:
     telemetry = create_telemetry(registry=CollectorRegistry())
     with get_checkpointer(settings_of(database, redis_url), telemetry=telemetry) as saver:
         saver.setup()
-        graph = make_graph(saver)
+        graph = chat(saver)
         for said, answer in (("one", "1 so far"), ("two", "3 so far")):
             state = graph.invoke({"messages": [("user", said)]}, config_of("42"))
             assert state["messages"][-1].content == answer
