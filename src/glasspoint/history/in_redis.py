@@ -12,9 +12,17 @@ import copy
 import json
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import chain
 from typing import TYPE_CHECKING, Any, cast
 
-from glasspoint.errors import DeltaChainError, ThreadDamagedError, ThreadInUseError, ThreadTamperedError
+from glasspoint.errors import (
+    DeltaChainError,
+    RedisRefusedError,
+    RedisUnavailableError,
+    ThreadDamagedError,
+    ThreadInUseError,
+    ThreadTamperedError,
+)
 from glasspoint.history import records
 from glasspoint.history.acknowledged import Acknowledged
 from glasspoint.history.interface import HEARD_SECONDS, Found, Held, Holding, Position
@@ -23,10 +31,11 @@ from glasspoint.history.steps import AGAIN, EXISTS
 from glasspoint.logs import Throttle, get_logger
 from glasspoint.model.codec import PendingWrites, StoredCheckpoint
 from glasspoint.model.scope import Scope
+from glasspoint.telemetry.background import for_each
 from glasspoint.telemetry.events import Invalidated
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping, Sequence
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 
     from glasspoint.history.interface import Adopted, Ancestor, Outline, Removal
     from glasspoint.history.keys import Keyspace
@@ -48,6 +57,10 @@ _BYTES_AT_ONCE = 2**20
 _ANCESTORS_AT_ONCE = 256
 _STRAYS_AT_ONCE = 500
 _COUNTED_AT_ONCE = 1000
+
+# The member of a list of threads that says whether the list is complete, and its scores: see `prelude.lua`.
+_COMPLETE = "!complete"
+_SEARCHED, _IS_COMPLETE = -1, 0
 
 # Stands for any id of a newest checkpoint, in `import.lua`: no text holds a NUL.
 _ANY = "\0"
@@ -103,11 +116,11 @@ class RedisHistory:
         """What was stored lately."""
 
     async def meet(self) -> None:
-        """Remember which lists of threads Redis has, in order to notice when it has others."""
+        """Remember which lists of a target's threads Redis has, in order to notice when it has others."""
         await self._of_each_list(self._meet)
 
     async def _meet(self, registry: str) -> None:
-        if registry and not self._made.get(registry):
+        if self._keyspace.target and not self._made.get(registry):
             self._made[registry] = (await self._steps.run("threads", None, [registry]))[0]
 
     @property
@@ -130,22 +143,22 @@ class RedisHistory:
 
     @property
     def lists(self) -> Sequence[str]:
-        """The names of the lists of threads."""
-        return self._keyspace.registries
+        """The names of the lists of a target's threads; without a target, none."""
+        return self._keyspace.registries if self._keyspace.target else []
 
     def list_of(self, thread_id: str) -> str:
         """Return the name of the list that names a thread."""
         return self._keyspace.registry_of(thread_id)
 
     async def ping(self) -> None:
-        """Check that Redis responds; in a cluster, that each list of threads has a master that responds.
+        """Check that Redis responds; in a cluster, that each list of a target has a master that responds.
 
         Raises:
             RedisUnavailableError, RedisRefusedError: See these classes.
         """
         await self._steps.ping()
-        if len(self._keyspace.registries) > 1:
-            await self._steps.members_in(self._keyspace.registries)
+        if len(self.lists) > 1:
+            await self._steps.members_in(self.lists)
 
     # ---------------------------------------------------------------- writing
 
@@ -238,9 +251,9 @@ class RedisHistory:
 
     async def adopt(self, thread_id: str, token: str, checkpoints: int, writes: int) -> Adopted:
         """Make the copy that was built under a token the thread, if it is complete."""
-        own, registry = self._keyspace.parts_of_thread(thread_id), self._keyspace.registry_of(thread_id)
+        *own, registry = self._keyspace.of_thread(thread_id)
         beside = replace(self._keyspace, copy=token).parts_of_thread(thread_id)
-        keys = [*own, *beside[:6], *([registry] if registry else [])]
+        keys = [*own, *beside[:6], registry]
         scope = Scope(thread_id, "")
         result = await self._steps.run("adopt", scope, keys, self._ttl, token, checkpoints, writes)
         if result in ([EXISTS], [AGAIN]):
@@ -375,21 +388,64 @@ class RedisHistory:
         return bool((await self._run("runs", Scope(thread_id, ""), *run_ids))[0])
 
     async def thread_ids(self) -> AsyncGenerator[str, None]:
-        """Return the id of every thread that has data here, once; with a target, also of each listed one."""
-        seen: set[str] = set()
-        async for keys in self._steps.scan(self._keyspace.pattern):
-            for key in keys:
-                thread_id = self._keyspace.thread_of(key)
+        """Return the id of every thread that has data here, once; with a target, also of each listed one.
+
+        A list that is not complete is completed: this takes a look at all keys in Redis. It may lack what an
+        older release has stored, or it was lost.
+        """
+        seen, incomplete = set[str](), set(self._keyspace.registries)
+        now = await self._steps.now()
+        async for registry, members in self._steps.members(list(incomplete)):
+            for member, score in members:
+                if member == _COMPLETE.encode() and score == _IS_COMPLETE:
+                    incomplete.discard(registry)
+                thread_id = self._keyspace.thread_of_member(member) if score > now else None
                 if thread_id is not None and thread_id not in seen:
                     seen.add(thread_id)
                     yield thread_id
-        for registry in self._keyspace.registries:
-            async for members in self._steps.alive_members(registry):
-                for member in members:
-                    thread_id = self._keyspace.thread_of_member(member)
-                    if thread_id is not None and thread_id not in seen:
-                        seen.add(thread_id)
-                        yield thread_id
+        if incomplete:
+            async for thread_id in self._completed(incomplete):
+                if thread_id not in seen:
+                    seen.add(thread_id)
+                    yield thread_id
+
+    async def _completed(self, registries: set[str]) -> AsyncGenerator[str, None]:
+        """Look at all keys in Redis. Put the threads of some lists into them, and return all threads.
+
+        Then these lists are marked as complete, because each other writer of this release puts its threads
+        into them. They are not marked if Redis refuses (it may be full), or if a thread may have been missed:
+        a list was lost meanwhile, another server has taken over, or slots have moved.
+        """
+        servers = await self._steps.servers()
+        completes = servers is not None and await self._mark(registries, "NX", _SEARCHED)
+        async for keys in self._steps.scan(self._keyspace.pattern):
+            found: dict[str, dict[str, str]] = {}  # list -> thread -> its key
+            for key in keys:
+                if (thread_id := self._keyspace.thread_of(key)) is not None:
+                    found.setdefault(self._keyspace.registry_of(thread_id), {})[thread_id] = key.decode()
+            if completes:
+                named = [(*found[each].values(), each) for each in registries & found.keys()]
+                completes = all(await for_each(named, self._relist))
+            for thread_id in chain.from_iterable(found.values()):
+                yield thread_id
+        if completes and await self._steps.servers() == servers:
+            await self._mark(registries, "XX", _IS_COMPLETE)
+
+    async def _mark(self, registries: Iterable[str], option: str, score: int) -> bool:
+        """Mark lists of threads, and return whether Redis has done it."""
+        try:
+            await self._steps.mark(list(registries), option, score, _COMPLETE)
+        except (RedisRefusedError, RedisUnavailableError):
+            return False
+        return True
+
+    async def _relist(self, keys: Sequence[str]) -> bool:
+        """Put threads into their list, and return whether Redis has done it."""
+        try:
+            await self._steps.run("relist", None, keys)
+        except (RedisRefusedError, RedisUnavailableError):
+            return False
+        return True
 
     async def holds(self, thread_id: str | None) -> Holding:
         """Return what the list of a thread names, for a process that works in the tier above.
@@ -502,7 +558,7 @@ class RedisHistory:
 
     async def _heard(self, listed_ms: int, scope: Scope) -> None:
         """Wait until every process that works above knows of threads here: see `HEARD_SECONDS`."""
-        if listed_ms >= 0:
+        if listed_ms >= 0:  # so there is a target
             self._stored_in.add(self._keyspace.registry_of(scope.thread_id))
         if 0 <= listed_ms < HEARD_SECONDS * 1000:
             with self._telemetry.step("announce_tier", scope) as step:
@@ -521,7 +577,7 @@ class RedisHistory:
         if lost <= self._lost:
             return
         self._lost |= lost
-        registries = len(self._keyspace.registries)
+        registries = len(self.lists)
         what = _LIST_LOST if registries == 1 else _LISTS_LOST.format(lost=len(self._lost), all=registries)
         whose = "Threads" if registries == 1 else "Threads of these lists"
         _log.error(
@@ -529,17 +585,16 @@ class RedisHistory:
         )
 
     async def _of_each_list(self, ask: Callable[[str], Awaitable[ResultT]]) -> list[ResultT]:
-        """Ask about each list of threads, some at once. If one fails, the others are asked all the same."""
+        """Ask about each list of a target, some at once. If one fails, the others are asked all the same."""
         slots = asyncio.Semaphore(_LISTS_AT_ONCE)
 
         async def in_slot(registry: str) -> ResultT:
             async with slots:
                 return await ask(registry)
 
-        registries = self._keyspace.registries
-        if len(registries) == 1:
-            return [await ask(registries[0])]
-        results = await asyncio.gather(*map(in_slot, registries), return_exceptions=True)
+        if len(self.lists) == 1:
+            return [await ask(self.lists[0])]
+        results = await asyncio.gather(*map(in_slot, self.lists), return_exceptions=True)
         for result in results:
             if isinstance(result, BaseException):
                 raise result

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from urllib.parse import unquote
 
 from glasspoint.model.scope import key_part
-from glasspoint.redis.topology import RANGES, range_of, tag_of_range
+from glasspoint.redis.topology import RANGES, SLOTS, range_of, slot_of, tag_of_range, tag_of_slot
 
 __all__ = ["Keyspace"]
 
@@ -28,13 +28,17 @@ class Keyspace:
     Redis Cluster.
 
         {<thread>}:ids            a thread, which is its own hash tag
-        threads                   the list of a target's threads; its name has no hash tag
+        index                     the list of threads; its name has no hash tag
+        threads                   the list of a target's threads
+        {<tag>}:index             in a cluster, one of the `SLOTS` lists, with a tag of the same slot
         {<tag>}:<thread>:ids      a thread of a target, in a cluster
         {<tag>}:threads           one of its `RANGES` lists, with the same tag as its threads
 
-    In a cluster, the slot of the thread id decides which list names a thread. The tag of the list has a slot
-    in the same range. So the thread, its list and its entry in the cache are usually on one master, and a
-    master that is lost costs the same threads everywhere.
+    In a cluster, the slot of the thread id decides which list names a thread. The tag of the list has this
+    slot, of a target one in the same range. So the thread, its list and its entry in the cache are usually on
+    one master, and a master that is lost costs the same threads everywhere.
+
+    Without a target, there is a list for each slot because threads of older releases have the tag `<thread>`.
 
     Attributes:
         prefix: The beginning of every key.
@@ -53,38 +57,38 @@ class Keyspace:
     in_cluster: bool = False
 
     def of_thread(self, thread_id: str) -> list[str]:
-        """Return the thread's keys in the order of `scripts/prelude.lua`; with a target, its list last.
+        """Return the thread's keys in the order of `scripts/prelude.lua`, its list last.
 
         A copy is not in the list before it is adopted.
         """
-        registry = [self.registry_of(thread_id)] if self.target and not self.copy else []
+        registry = [] if self.copy else [self.registry_of(thread_id)]
         return [*self.parts_of_thread(thread_id), *registry]
 
     def parts_of_thread(self, thread_id: str) -> list[str]:
         """Return the keys that belong to the thread alone."""
         beside = f"copy:{self.copy}:" if self.copy else ""
         thread = key_part(thread_id)
-        tagged = f"{_tag(thread)}:{thread}" if self._has_ranges else f"{{{thread}}}"
+        tagged = f"{{{self._tag(thread)}}}:{thread}" if self._has_ranges else f"{{{thread}}}"
         begin = f"{self._begin}{tagged}:{beside}"
         return [begin + part for part in _PARTS]
 
     @property
     def registries(self) -> list[str]:
-        """The keys of the lists of a target's threads: one, in a cluster one for each range of slots."""
-        if not self.target:
-            return []
-        if not self._has_ranges:
-            return [self.registry_of("")]
-        return [f"{self._begin}{{{tag_of_range(number)}}}:threads" for number in range(RANGES)]
+        """The keys of the lists of threads: one, in a cluster one for each slot or range of slots."""
+        if not self.in_cluster:
+            return [self._registry("")]
+        tags = map(tag_of_range, range(RANGES)) if self.target else map(tag_of_slot, range(SLOTS))
+        return [self._registry(f"{{{tag}}}:") for tag in tags]
 
     def registry_of(self, thread_id: str) -> str:
-        """Return the key of the list that names a thread; `""` without a target."""
-        if self._has_ranges:
-            return f"{self._begin}{_tag(key_part(thread_id))}:threads"
-        return f"{self._begin}threads" if self.target else ""
+        """Return the key of the list that names a thread."""
+        return self._registry(f"{{{self._tag(key_part(thread_id))}}}:" if self.in_cluster else "")
 
     def keys_of_nobody(self) -> dict[str, list[str]]:
-        """Return for each list the keys of a thread id that it may name: for a script about the list."""
+        """Return for each list of a target the keys of a thread id that it may name.
+
+        For a script about the list.
+        """
         threads = map(tag_of_range, range(RANGES)) if self._has_ranges else [""]
         return {self.registry_of(each): self.of_thread(each) for each in threads}
 
@@ -105,6 +109,13 @@ class Keyspace:
         thread_id = unquote(member.decode(errors="replace"))
         return thread_id if thread_id and key_part(thread_id).encode() == member else None
 
+    def _registry(self, tagged: str) -> str:
+        return f"{self._begin}{tagged}{'threads' if self.target else 'index'}"
+
+    def _tag(self, thread: str) -> str:
+        """Return the hash tag of a thread's list, in a cluster."""
+        return tag_of_range(range_of(thread)) if self.target else tag_of_slot(slot_of(thread))
+
     @property
     def _has_ranges(self) -> bool:
         return self.in_cluster and bool(self.target)
@@ -113,7 +124,3 @@ class Keyspace:
     def _begin(self) -> str:
         place = f"fallback:{_FORMAT}:{self.target}" if self.target else f"history:{_FORMAT}"
         return f"{key_part(self.prefix)}:{place}:"
-
-
-def _tag(thread: str) -> str:
-    return f"{{{tag_of_range(range_of(thread))}}}"

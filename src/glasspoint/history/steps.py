@@ -6,6 +6,7 @@ all, so a caller that is cancelled or runs out of time leaves nothing half done.
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import re
 from contextlib import suppress
@@ -70,6 +71,9 @@ AGAIN, EXISTS = 4, 5
 _SEALED, _MOVED, _DAMAGED = 1, 2, 3
 
 _SCAN_COUNT = 1000
+
+# How many lists of threads are read or marked in one trip: in a cluster, there may be one for each slot.
+_LISTS_A_TRIP = 512
 
 # The most connections in use at once; other steps wait for a slot.
 _CONNECTIONS = 32
@@ -260,19 +264,56 @@ class Steps:
         except GlasspointError:
             return []
 
-    async def alive_members(self, key: str) -> AsyncIterator[list[bytes]]:
-        """Yield the members of a sorted set whose score is a future time, in ms. Some may come twice."""
-        cursor = None
-        while cursor != 0:
-            with self._telemetry.step("redis.scan", None):
-                now, (cursor, members) = await self._in_slot(self._zscan_page, key, cursor or 0)
-            yield [member for member, score in members if score > now]
+    async def now(self) -> int:
+        """Return the time of Redis, in ms; in a cluster, the earliest of what its masters tell."""
+        with self._telemetry.step("redis.scan", None):
+            times = await self._in_slot(self._times)
+        return min(seconds * 1000 + microseconds // 1000 for seconds, microseconds in times)
 
-    async def _zscan_page(self, key: str, cursor: int) -> tuple[int, tuple[int, list[tuple[bytes, float]]]]:
-        redis = await self._servers.server_of(key)
-        seconds, microseconds = await redis.time()
-        page = await self._servers.run(key, "ZSCAN", key, cursor, "COUNT", _SCAN_COUNT)
-        return seconds * 1000 + microseconds // 1000, page
+    async def _times(self) -> list[tuple[int, int]]:
+        return await asyncio.gather(*(redis.time() for redis in await self._servers.all()))
+
+    async def members(self, keys: Sequence[str]) -> AsyncIterator[tuple[str, list[tuple[bytes, float]]]]:
+        """Yield sorted sets, each with some of its members and their scores. Some may come twice."""
+        left = [(key, 0) for key in keys]
+        while left:
+            some, left = left[:_LISTS_A_TRIP], left[_LISTS_A_TRIP:]
+            with self._telemetry.step("redis.scan", None):
+                pages = await self._in_slot(
+                    self._together, [("ZSCAN", key, cursor, "COUNT", _SCAN_COUNT) for key, cursor in some]
+                )
+            for (key, _), (cursor, members) in zip(some, pages, strict=True):
+                if cursor:
+                    left.append((key, cursor))
+                yield key, members
+
+    async def mark(self, keys: Sequence[str], option: str, score: int, member: str) -> None:
+        """Add a member to sorted sets, with an option of ZADD.
+
+        Raises:
+            RedisRefusedError, RedisUnavailableError: See these classes. Some of the sets may have it.
+        """
+        for start in range(0, len(keys), _LISTS_A_TRIP):
+            some = keys[start : start + _LISTS_A_TRIP]
+            with self._telemetry.step("redis.scan", None):
+                await self._in_slot(self._together, [("ZADD", key, option, score, member) for key in some])
+
+    async def _together(self, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
+        results = await self._servers.run_together(commands)
+        for each in results:
+            if isinstance(each, Exception):
+                raise each
+        return results
+
+    async def servers(self) -> object:
+        """Return a value that is another one after a failover, and after slots have moved.
+
+        Returns:
+            `None` while slots are on their way.
+        """
+        if isinstance(self._servers, Masters):
+            return await self._in_slot(self._servers.settled)
+        return master_of(self._redis) or "one server"
 
     async def members_in(self, keys: Sequence[str]) -> int:
         """Return how many members some sorted sets have together; what is no sorted set has none."""

@@ -248,6 +248,26 @@ class Masters:
             else:
                 return
 
+    async def settled(self) -> object:
+        """Return a value that is another one after a failover, and after slots have moved.
+
+        Returns:
+            `None` while a slot is on its way from one master to another.
+
+        Raises:
+            Exception: A master does not tell what it knows.
+        """
+        self._is_stale = True
+        view = await self._look()
+        told = await self.topology.ask_all(each.address for each in view.masters)
+        for each in told.values():
+            if isinstance(each, Exception):
+                raise each
+            if each.has_open_slots:
+                return None
+        # Without an order and without addresses: each node tells its own.
+        return view.epoch, frozenset((each.node_id, frozenset(each.slots)) for each in view.masters)
+
     async def close(self) -> None:
         """Close the clients of the masters."""
         await self.topology.close()

@@ -9,6 +9,7 @@ of each master. A look asks one node, which knows the others by gossip.
 from __future__ import annotations
 
 import asyncio
+from binascii import crc_hqx
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
@@ -44,6 +45,7 @@ __all__ = [
     "slot_of",
     "tag_in",
     "tag_of_range",
+    "tag_of_slot",
 ]
 
 SLOTS = 16384
@@ -104,6 +106,7 @@ class View:
             view of a node that was cut off has a smaller one.
         replicas: Each replica: its node id, and that of its master.
         failed: The ids of the nodes that the cluster takes for failed.
+        has_open_slots: Whether a slot is on its way from or to the node that was asked.
     """
 
     masters: tuple[Master, ...]
@@ -111,6 +114,7 @@ class View:
     epoch: int = 0
     replicas: frozenset[tuple[str, str]] = field(default=frozenset(), compare=False)
     failed: frozenset[str] = field(default=frozenset(), compare=False)
+    has_open_slots: bool = field(default=False, compare=False)
 
     @property
     def unserved_slots(self) -> int:
@@ -244,7 +248,7 @@ class Topology:
         Returns:
             The first node that told what it knows; nothing if none did.
         """
-        asked = [asyncio.ensure_future(self._ask_all([address])) for address in dict.fromkeys(self._seeds)]
+        asked = [asyncio.ensure_future(self.ask_all([address])) for address in dict.fromkeys(self._seeds)]
         try:
             for next_one in asyncio.as_completed(asked):
                 [(address, told)] = (await next_one).items()
@@ -262,15 +266,17 @@ class Topology:
         Returns:
             What each of them knows, or why it did not tell.
         """
-        found = await self._ask_all(dict.fromkeys(self._seeds))
+        found = await self.ask_all(dict.fromkeys(self._seeds))
         views = [each for each in found.values() if isinstance(each, View)]
         newest = max(views, key=lambda view: view.epoch, default=None)
         if newest is not None:
             rest = [master.address for master in newest.masters if master.address not in found]
-            found |= await self._ask_all(rest)
+            found |= await self.ask_all(rest)
         return found
 
-    async def _ask_all(self, addresses: Iterable[Address]) -> dict[Address, View | Exception]:
+    async def ask_all(self, addresses: Iterable[Address]) -> dict[Address, View | Exception]:
+        """Ask some nodes. Return what each of them knows, or why it did not tell."""
+
         async def ask(address: Address) -> View | Exception:
             try:
                 with answered_within(self._timeout):
@@ -307,7 +313,8 @@ class Topology:
             pipe.execute_command("CLUSTER", "SLOTS")
             pipe.execute_command("CLUSTER", "NODES")
             slots, nodes = await pipe.execute()
-        # id, address, flags, master, ping, pong, configuration epoch, …
+        # id, address, flags, master, ping, pong, configuration epoch, link, slots; of the node itself also
+        # [slot->-node] and [slot-<-node] for each open slot
         lines = [line.split(" ") for line in _text(nodes).splitlines() if line]
         epoch = max((int(line[6]) for line in lines), default=0)
         return View(
@@ -316,6 +323,7 @@ class Topology:
             epoch,
             frozenset((line[0], line[3]) for line in lines if line[3] != "-"),
             frozenset(line[0] for line in lines if "fail" in line[2].split(",")),
+            any(each.startswith("[") for line in lines for each in line[8:]),
         )
 
     def _masters(self, slots: Sequence[Sequence[Any]], *, asked: Address) -> tuple[Master, ...]:
@@ -352,6 +360,23 @@ def range_of(tag: str) -> int:
 def tag_of_range(number: int) -> str:
     """Return a hash tag whose slot is in a range of slots: it is the same in each process."""
     return tag_in([(number * SLOTS // RANGES, (number + 1) * SLOTS // RANGES - 1)])
+
+
+def tag_of_slot(slot: int) -> str:
+    """Return a hash tag that has this slot: it is the same in each process."""
+    return _tags_of_slots()[slot]
+
+
+@cache
+def _tags_of_slots() -> list[str]:
+    """Return for each slot the first of the natural numbers that has it. This takes some 50 ms."""
+    tags: dict[int, str] = {}
+    number = 0
+    while len(tags) < SLOTS:
+        tag = str(number)
+        tags.setdefault(crc_hqx(tag.encode(), 0) % SLOTS, tag)
+        number += 1
+    return [tags[slot] for slot in range(SLOTS)]
 
 
 def tag_in(slots: Iterable[tuple[int, int]]) -> str:

@@ -952,6 +952,7 @@ SPANS: tuple[Spans, ...] = (
             "retire",
             "threads",
             "holds",
+            "relist",
             "scan",
         ),
         "client",

@@ -84,7 +84,8 @@ async def test_a_saver_by_itself_stores_what_it_always_stored(redis: Redis) -> N
     }
     assert await redis.hgetall(key + "writes") == {names[1] + b"\0task\0000": b"messages\0msgpack\0~p\0\x01"}
     assert await redis.hgetall(key + "meta") == {b"blobs": b"2", b"revision": b"3"}
-    assert len(await redis.keys()) == 6
+    assert len(await redis.keys()) == 7, "the list of threads, too"
+    assert await redis.zrange("glasspoint:history:1:index", 0, -1) == [b"a"]
 
 
 async def test_two_applications_and_a_saver_by_itself_never_meet_in_one_redis(redis_url: str) -> None:

@@ -55,7 +55,7 @@ Ask = Callable[[BaseCheckpointSaver[Any]], Awaitable[Any]]
 
 
 TARGET = Target("db", "5432", "app")
-REGISTRY = Keyspace("glasspoint", target=TARGET.id).registry_of("")
+LISTS = {Keyspace("glasspoint", target=target).registry_of("").encode() for target in ("", TARGET.id)}
 REDIS_OPTIONS: dict[str, dict[str, Any]] = {
     "redis": {},
     "redis of a target, signed": {"target": TARGET, "signing_key": b"sixteen bytes..!"},
@@ -74,7 +74,7 @@ class Scene:
     async def wipe(self) -> None:
         for thread_id in [each async for each in self.ours.thread_ids()]:
             await self.ours.adelete_thread(thread_id)
-        assert set(await self.redis.keys()) <= {REGISTRY.encode()}
+        assert set(await self.redis.keys()) <= LISTS
         for table in TABLES:
             await self.admin.execute(f"DELETE FROM {table}")
 

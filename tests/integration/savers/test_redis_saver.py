@@ -45,6 +45,8 @@ from steps import Thread, keys_in, until
 
 # How many keys a thread has that holds checkpoints, values and writes.
 KEYS = 6
+# All keys but the list of threads.
+OF_THREADS = "*{*"
 TTL = 60.0
 
 
@@ -61,10 +63,10 @@ async def saver(redis_url: str) -> AsyncIterator[RedisSaver]:
 
 
 async def lifetimes(redis: Redis) -> list[int]:
-    """Milliseconds that each key has to live, all looked at in one instant; -1 for ever."""
+    """Milliseconds that each key of a thread has to live, all looked at in one instant; -1 for ever."""
     script = """
         local found = {}
-        for _, key in ipairs(redis.call('KEYS', '*')) do found[#found + 1] = redis.call('PTTL', key) end
+        for _, key in ipairs(redis.call('KEYS', '*{*')) do found[#found + 1] = redis.call('PTTL', key) end
         return found
     """
     return await redis.eval(script, 0)
@@ -78,7 +80,7 @@ async def test_any_use_of_one_namespace_prolongs_the_whole_thread(
     use: str, saver: RedisSaver, redis: Redis
 ) -> None:
     root, _ = await two_namespaces(saver)
-    for key in await redis.keys():
+    for key in await redis.keys(OF_THREADS):
         await redis.pexpire(key, 5_000)
     await USES[use](saver, root)
     left = await lifetimes(redis)
@@ -121,14 +123,14 @@ async def test_without_a_ttl_nothing_expires_and_with_one_nothing_stays(redis_ur
 async def test_what_is_deleted_leaves_nothing_behind(saver: RedisSaver, redis: Redis) -> None:
     root, _ = await two_namespaces(saver)
     await saver.adelete_thread(root.thread_id)
-    assert await redis.keys() == []
+    assert await redis.keys(OF_THREADS) == []
     root, _ = await two_namespaces(saver)
     await saver.aprune([root.thread_id], strategy="delete")
-    assert await redis.keys() == []
+    assert await redis.keys(OF_THREADS) == []
     config, checkpoint, metadata, versions = Thread("a").next_put(saver)
     await saver.aput(config, checkpoint, {**metadata, "run_id": "run"}, versions)
     await saver.adelete_for_runs(["run"])
-    assert await redis.keys() == []
+    assert await redis.keys(OF_THREADS) == []
 
 
 async def test_values_go_with_the_last_checkpoint_that_refers_to_them(
@@ -160,7 +162,7 @@ async def test_a_thread_that_redis_has_evicted_in_part_is_never_read(
     lost: int, saver: RedisSaver, redis: Redis
 ) -> None:
     root, sub = await two_namespaces(saver)
-    await redis.delete(sorted(await redis.keys())[lost])
+    await redis.delete(sorted(await redis.keys(OF_THREADS))[lost])
     for call in (
         root.turn(saver),
         sub.turn(saver),
@@ -172,7 +174,7 @@ async def test_a_thread_that_redis_has_evicted_in_part_is_never_read(
         with pytest.raises(ThreadDamagedError, match="evicted a part of this thread"):
             await call
     await saver.adelete_thread(root.thread_id)
-    assert await redis.keys() == []
+    assert await redis.keys(OF_THREADS) == []
     await two_namespaces(saver)
 
 
@@ -246,7 +248,7 @@ async def test_an_old_format_is_completed_after_pruning_as_before(saver: RedisSa
 
 async def test_pruning_what_is_pruned_prolongs_the_thread(saver: RedisSaver, redis: Redis) -> None:
     await Thread("a").put(saver)
-    for key in await redis.keys():
+    for key in await redis.keys(OF_THREADS):
         await redis.pexpire(key, 5_000)
     await saver.aprune(["a"])
     assert min(await lifetimes(redis)) > 5_000
@@ -425,8 +427,8 @@ async def test_a_redis_that_does_not_answer_is_an_error_in_time(how: str, own_re
 
 
 async def dump(redis: Redis) -> dict[bytes, bytes]:
-    """Everything that stands in Redis, but for when it expires."""
-    found: dict[Any, Any] = {key: await redis.dump(key) async for key in redis.scan_iter()}
+    """Everything that Redis has of threads, but for when they expire."""
+    found: dict[Any, Any] = {key: await redis.dump(key) async for key in redis.scan_iter(OF_THREADS)}
     return found
 
 
@@ -749,7 +751,7 @@ async def test_a_run_that_delta_channels_need_is_not_deleted(saver: RedisSaver, 
     assert runs == {"run 0", "run 1", "run 2"}
     assert len((await graph.aget_state(CONFIG)).values["log"]) == 9
     await saver.adelete_for_runs(["run 0", "run 1", "run 2", "run 3"])
-    assert await redis.keys() == []
+    assert await redis.keys(OF_THREADS) == []
 
 
 async def test_a_delta_thread_that_is_written_while_it_is_pruned_is_decided_anew(

@@ -14,14 +14,16 @@
 --       7 seal    STRING, expires by itself: s<token> a drain is under way, m<token> NUL <id> moved; the id that
 --                 the thread has now, if that is another one
 --
--- A store that belongs to a target has one more key, the last one, for all threads; in a Redis Cluster, one for
--- each range of slots, for the threads of this range (`history/keys.py`):
---       threads   ZSET: thread id, percent-encoded -> when it expires, ms; '' -> minus when it was made, ms;
---                 '!since' -> minus when it last came to name a thread, having named none; '!used' -> minus when
---                 something was last stored
--- It lists the threads that must be here: one that is in it, and has nothing, was evicted. When it was made
--- tells it from another one, made after it was evicted itself. Since when it names threads tells a writer
--- whether every process has had the time to hear of that.
+-- One more key, the last one, is the list of threads: one for all threads; in a Redis Cluster, one for each slot,
+-- of a target one for each range of slots (`history/keys.py`). A copy that is not adopted yet is in no list.
+--       index     ZSET: thread id, percent-encoded -> when it expires, ms; '!complete' -> 0, if no thread that is
+--                 here can be missing; -1 while threads that an older release has stored are looked for
+--       threads   the list of a target, which has also: '' -> minus when it was made, ms; '!since' -> minus when
+--                 it last came to name a thread, having named none; '!used' -> minus when something was last
+--                 stored
+-- The list of a target names the threads that must be here: one that is in it, and has nothing, was evicted.
+-- When it was made tells it from another one, made after it was evicted itself. Since when it names threads tells
+-- a writer whether every process has had the time to hear of that.
 --
 -- The fields may be signed. Signatures are made and verified outside. Here they are a part of the metadata,
 -- the document, the bytes and the value; in a parent id and a task path, they follow after \255, which is in
@@ -37,12 +39,23 @@
 --          itself a replica; after that one it refuses none of the rest.
 local IDS, DOCS, BLOBS, NAMES, WRITES, META, SEAL = unpack(KEYS, 1, 7)
 local THREADS = string.match(KEYS[#KEYS], ':threads$') and KEYS[#KEYS]
--- The braces hold the thread; in a cluster those of a target hold the tag of the list, and the thread follows.
-local THREAD = string.match(IDS, '}:([^:]*):ids$') or string.match(IDS, '{(.*)}')
+local LIST = THREADS or string.match(KEYS[#KEYS], ':index$') and KEYS[#KEYS]
 
+-- The braces hold the thread; in a cluster those of a target hold the tag of the list, and the thread follows.
+local function thread_in(key)
+  return string.match(key, '}:([^:]*):%a+$') or string.match(key, '{(.*)}')
+end
+
+local THREAD = thread_in(IDS)
+
+-- The same time during the whole step.
+local time
 local function now()
-  local t = redis.call('TIME')
-  return t[1] * 1000 + math.floor(t[2] / 1000)
+  if not time then
+    local t = redis.call('TIME')
+    time = t[1] * 1000 + math.floor(t[2] / 1000)
+  end
+  return time
 end
 
 -- Whether this thread, which has nothing here, must have something.
@@ -51,9 +64,9 @@ local function evicted()
   return at and (at == 'inf' or tonumber(at) > now())
 end
 
--- Takes a thread that leaves on purpose out of the list of those that must be here.
+-- Takes a thread that leaves on purpose out of its list.
 local function unregister()
-  if THREADS then redis.call('ZREM', THREADS, THREAD) end
+  if LIST then redis.call('ZREM', LIST, THREAD) end
 end
 
 -- Why nothing may be done with this thread, or nil. Damaged: keys were evicted one by one. The counts tell,
@@ -74,10 +87,10 @@ local function barred(sealed_too)
 end
 
 -- Lets the whole thread live for so many milliseconds from now on; '0' for ever, '' for as long as before. One
--- absolute time for all
--- keys: relative ones could fall on two sides of a millisecond, and a thread would expire in part. `pcall`,
--- because a server that refuses to write (a full disk) may still answer a read. While the thread is sealed,
--- never less than its seal has to live: what expired in the middle of an export would be lost for good.
+-- absolute time for all keys: relative ones could fall on two sides of a millisecond, and a thread would expire
+-- in part. `pcall`, because a server that refuses to write (a full disk) may still answer a read. The list comes
+-- last: after the others, a server without memory does not refuse it. While the thread is sealed, never less than
+-- its seal has to live: what expired in the middle of an export would be lost for good.
 local function touch(ttl)
   if ttl == '' then return end
   if ttl ~= '0' then ttl = math.max(ttl, redis.call('PTTL', SEAL)) end
@@ -85,8 +98,8 @@ local function touch(ttl)
   for i = 1, 6 do
     if ttl == '0' then redis.pcall('PERSIST', KEYS[i]) else redis.pcall('PEXPIREAT', KEYS[i], at) end
   end
-  if THREADS and redis.call('EXISTS', META) == 1 then
-    redis.pcall('ZADD', THREADS, 'XX', ttl == '0' and '+inf' or at, THREAD)
+  if LIST and redis.call('EXISTS', META) == 1 then
+    redis.pcall('ZADD', LIST, ttl == '0' and '+inf' or at, THREAD)
   end
 end
 
@@ -96,19 +109,21 @@ local function count_all()
   redis.call('HSET', META, 'ids', redis.call('ZCARD', IDS), 'names', redis.call('ZCARD', NAMES))
 end
 
--- Puts this thread, which has something now, into the list of those that must be here until `touch`, which
--- follows, says when it expires. Those that have expired leave the list. Returns for how many ms the list has
--- named threads; -1 without a list.
+-- Prepares the list for this thread, which has something now: those that have expired leave it. `touch`, which
+-- follows, puts this thread into it. Returns for how many ms the list of a target has named threads; else -1.
 local function register()
+  if not LIST then return -1 end
+  local at = now()
+  redis.call('ZREMRANGEBYSCORE', LIST, '(0', string.format('%.0f', at - 1000))
   if not THREADS then return -1 end
   count_all()
-  local at = now()
-  redis.call('ZREMRANGEBYSCORE', THREADS, '(0', string.format('%.0f', at - 1000))
-  local minus_now = string.format('-%.0f', at)
-  if redis.call('ZCOUNT', THREADS, '(0', '+inf') == 0 then redis.call('ZADD', THREADS, minus_now, '!since') end
+  local minus_now, since = string.format('-%.0f', at), redis.call('ZSCORE', THREADS, '!since')
+  if not since or redis.call('ZCOUNT', THREADS, '(0', '+inf') == 0 then
+    since = minus_now
+    redis.call('ZADD', THREADS, since, '!since')
+  end
   redis.call('ZADD', THREADS, minus_now, '!used')
-  redis.call('ZADD', THREADS, 'NX', '+inf', THREAD)
-  return at + (redis.call('ZSCORE', THREADS, '!since') or 0)
+  return at + since
 end
 
 -- The first write of every step that stores something.
