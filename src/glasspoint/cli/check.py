@@ -586,7 +586,7 @@ class _Checks:
             try:
                 if self._has_tier:
                     await tier.check_rights()
-                return [thread_id async for thread_id in tier.thread_ids()], ""
+                return [thread_id async for thread_id in tier.thread_ids(only_reads=True)], ""
             except RedisUnavailableError as error:
                 raise _Warned(f"whether threads wait in Redis is not known: {error}") from error
             except RedisRefusedError:

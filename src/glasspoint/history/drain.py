@@ -55,15 +55,20 @@ class DrainableSaver(OpenedSaver):
         self._beginning: Beginning | None = None
         self._written: OrderedDict[str, None] = OrderedDict()
 
-    async def thread_ids(self) -> AsyncIterator[str]:
+    async def thread_ids(self, *, only_reads: bool = False) -> AsyncIterator[str]:
         """Yield the id of every thread that has data here. Sealed threads are included, moved ones are not.
 
         A thread that is written for the first time meanwhile may be missed.
 
+        Args:
+            only_reads: Whether a list of threads in Redis that may lack some is left as it is. By default, it
+                is completed, so that the next call need not look at all keys.
+
         Raises:
             RedisUnavailableError: Redis did not respond.
         """
-        async for thread_id in self._lifetime.each(self._history.thread_ids()):
+        history = self._history.untouched() if only_reads else self._history
+        async for thread_id in self._lifetime.each(history.thread_ids()):
             yield thread_id
 
     async def count(self) -> Held:

@@ -279,7 +279,7 @@ class RedisHistory:
         return removals
 
     def untouched(self) -> RedisHistory:
-        """Return the same history for reading without a change of the threads' time to live."""
+        """Return the same history for reading without a change of times to live and of lists of threads."""
         reader = copy.copy(self)
         reader._ttl = ""
         return reader
@@ -417,7 +417,8 @@ class RedisHistory:
         a list was lost meanwhile, another server has taken over, or slots have moved.
         """
         servers = await self._steps.servers()
-        completes = servers is not None and await self._mark(registries, "NX", _SEARCHED)
+        completes = servers is not None and self._ttl != ""  # see `untouched`
+        completes = completes and await self._mark(registries, "NX", _SEARCHED)
         async for keys in self._steps.scan(self._keyspace.pattern):
             found: dict[str, dict[str, str]] = {}  # list -> thread -> its key
             for key in keys:

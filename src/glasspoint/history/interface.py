@@ -179,7 +179,7 @@ class History(Protocol):
         """
 
     def untouched(self) -> History:
-        """Return the same history for reading without a change of the threads' time to live."""
+        """Return the same history for reading without a change of times to live and of lists of threads."""
 
     def beside(self, token: str) -> History:
         """Return a place where a copy of a thread is built, which no other caller sees."""

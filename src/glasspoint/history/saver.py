@@ -126,7 +126,7 @@ class HistorySaver(DrainableSaver):
     ) -> AsyncIterator[ThreadSummary]:
         """List threads in the order of their newest checkpoints, newest first.
 
-        In Redis, this scans all keys, and takes two round trips for each thread.
+        In Redis, this takes two round trips for each thread.
 
         Args:
             filter: Only threads whose newest checkpoint's metadata contain this, as in PostgreSQL's `@>`.

@@ -20,6 +20,7 @@ from redis.asyncio.sentinel import MasterNotFoundError
 from redis.exceptions import (
     AuthenticationError,
     AuthorizationError,
+    ClusterCrossSlotError,
     ClusterDownError,
     ConnectionError,
     NoPermissionError,
@@ -84,6 +85,7 @@ _CODES = re.compile(r"\b(OOM|READONLY|MISCONF|NOREPLICAS|NOAUTH|CLUSTERDOWN|BUSY
 _CLASSES: dict[type[BaseException], str] = {
     OutOfMemoryError: "OOM",
     ReadOnlyError: "READONLY",
+    ClusterCrossSlotError: "CROSSSLOT",
 }
 _PASSING = {"CLUSTERDOWN", "BUSY", "LOADING", "MASTERDOWN"}
 _REASONS = {
@@ -92,6 +94,7 @@ _REASONS = {
     "MISCONF": "it cannot save to its disk: see its log",
     "NOREPLICAS": "it has fewer replicas than its min-replicas-to-write asks for",
     "NOAUTH": "it asks for a password",
+    "CROSSSLOT": "it has the slots of a Redis Cluster: use redis+cluster://host:port, or a RedisCluster",
 }
 
 # redis-py replaces the error of a demoted master by the second text.

@@ -156,7 +156,7 @@ class HistorySource:
 
     async def thread_ids(self) -> list[str]:
         """See `Source`."""
-        return sorted([each async for each in self._saver.thread_ids()])
+        return sorted([each async for each in self._saver.thread_ids(only_reads=True)])
 
     @asynccontextmanager
     async def thread(self, thread_id: str) -> AsyncIterator[ListedThread]:

@@ -329,7 +329,7 @@ class RedisSaver(HistorySaver):
             await self._look_at_acknowledged()
         return self._redis_history.has_lost_lists or self._redis_history.acknowledged.shortened > 0
 
-    async def thread_ids(self) -> AsyncIterator[str]:
+    async def thread_ids(self, *, only_reads: bool = False) -> AsyncIterator[str]:
         """Yield the id of every thread that has data here: see `DrainableSaver.thread_ids`.
 
         After a failover, the new master is first asked for what was acknowledged: a thread that is drained
@@ -340,7 +340,7 @@ class RedisSaver(HistorySaver):
         """
         with self._lifetime.call():
             await self._look_at_acknowledged()
-        async for thread_id in super().thread_ids():
+        async for thread_id in super().thread_ids(only_reads=only_reads):
             yield thread_id
 
     async def expect_acknowledged(self, earlier: RedisSaver) -> None:

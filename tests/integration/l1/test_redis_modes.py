@@ -11,7 +11,7 @@ from redis.asyncio import Redis, RedisCluster
 
 from glasspoint import CachedPostgresSaver, RedisSaver, create_redis_checkpointer, create_telemetry
 from glasspoint.embedded import EmbeddedRedis
-from glasspoint.errors import ConfigurationError, RedisUnavailableError
+from glasspoint.errors import ConfigurationError, RedisRefusedError, RedisUnavailableError
 from glasspoint.redis.client import address_of
 from glasspoint.redis.detection import connect_redis
 from redis_nodes import start_node
@@ -116,6 +116,13 @@ async def test_a_node_is_refused_where_one_server_is_asked_for(node: EmbeddedRed
     ):
         with pytest.raises(ConfigurationError, match=r"node of a Redis Cluster.*CHECKPOINT_REDIS_MODE"):
             await opened()
+
+
+async def test_a_client_of_one_server_that_leads_to_a_cluster_is_refused(node: EmbeddedRedis) -> None:
+    """A thread and its list have other slots then. A proxy in front of a cluster does the same."""
+    async with Redis.from_url(node.url) as client, await RedisSaver.create(client) as saver:
+        with pytest.raises(RedisRefusedError, match=r"slots of a Redis Cluster: use redis\+cluster://"):
+            await Thread("a").put(saver)
 
 
 @pytest.mark.parametrize("mode", ["auto", "single"])
