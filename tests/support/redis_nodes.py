@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import time
 from collections.abc import Callable, Iterator
@@ -164,6 +165,21 @@ class Nodes:
     def move(self, slot: int, to: EmbeddedRedis) -> None:
         """Move a slot with its keys to another master."""
         self.end_move(slot, self.begin_move(slot, to), to)
+
+    def fail_over(self, replica: EmbeddedRedis) -> None:
+        """Promote a replica, as an operator does. Redis gives up after 5 seconds: then once more."""
+        asked = -math.inf
+
+        def is_promoted() -> bool:
+            nonlocal asked
+            if self._is_master(replica):
+                return True
+            if time.monotonic() - asked > 6:
+                self.ask(replica, "CLUSTER", "FAILOVER")
+                asked = time.monotonic()
+            return False
+
+        wait(is_promoted)
 
     def client(self, **options: Any) -> RedisCluster:
         return RedisCluster(host="127.0.0.1", port=self.servers[0].port, **options)

@@ -508,7 +508,7 @@ async def test_a_failover_is_one_warning_that_names_both_masters_and_one_change_
             master.kill()
             await until(is_left_alone)
         else:
-            nodes.ask(replica, "CLUSTER", "FAILOVER")
+            await asyncio.to_thread(nodes.fail_over, replica)
         await until(lambda: new in one.cluster.states() and old not in one.cluster.states())
         await warm(one, thread)
         assert value_of(one.registry, EPOCHS, {"saver": "default"}) == 1
