@@ -190,7 +190,7 @@ class World:
         """What a node of a cluster says of it, as it is told to a saver."""
         raise NotImplementedError
 
-    async def pass_node(self, where: str, command: tuple[Any, ...]) -> Any:
+    async def pass_node(self, where: str, commands: list[tuple[Any, ...]]) -> Any:
         """Where a look at a node of a cluster waits."""
         raise NotImplementedError
 
@@ -734,7 +734,7 @@ class World:
             self.promise.has_recorded(who)
         if statement[0] == "renew" and before.cache and self.tables.cache:
             places = {row.reign.split()[0] for row in (before.cache, self.tables.cache)}
-            if len(places) > 1 and answer is not None:
+            if answer is not None and (len(places) > 1 or statement[-1] == "called_off"):
                 has_moved(self)
         if statement[0] in store.EFFECTS:
             effect = Effect(changed_rows(self.tables, store.touched(before, who, statement)))

@@ -32,6 +32,7 @@ from importlib import resources
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from glasspoint.errors import L1Error, L1UnavailableError
+from glasspoint.l1.departures import calls_of_migrate
 from glasspoint.model.scope import key_part
 from glasspoint.redis.client import look_again
 from glasspoint.redis.faults import CannotBeTheCacheError, NeverTheCacheError, ReplicaError
@@ -48,9 +49,11 @@ if TYPE_CHECKING:
     from glasspoint.redis.topology import Address
 
 __all__ = [
+    "COMMAND_STATS",
     "WRONG_EPOCH",
     "Epoch",
     "EpochKeeper",
+    "NodeLook",
     "Server",
     "Shard",
     "UnidentifiedError",
@@ -62,6 +65,9 @@ __all__ = [
 
 WRONG_EPOCH = "WRONGEPOCH"
 """The error code of a script that runs in another reign than it was made for."""
+
+COMMAND_STATS = (b"INFO", b"commandstats")
+"""How often a server has executed each command. As bytes, so that no callback of the client parses it."""
 
 # It changes with the meaning of fields or scripts, so that two releases side by side never share an entry.
 _KEY_FORMAT = 3
@@ -108,12 +114,14 @@ class Shard:
         tag: The hash tag of a slot that the master owns, for keys that are not entries.
         redirected: Called if the master says that it does not own a slot.
         node_id: The id of the master: see `topology.Master`.
+        called_off: Called if the move of a slot was called off: the address, and which slot.
     """
 
     address: Address
     tag: str
     redirected: Callable[[Scope | None, Exception], object]
     node_id: str = ""
+    called_off: Callable[[Address, str], object] = lambda address, slots: None
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,6 +171,19 @@ class Epoch:
         thread the hash tag of a Redis Cluster.
         """
         return f"{self.prefix}{_key(scope)}".encode()
+
+
+class NodeLook(NamedTuple):
+    """What a node of a cluster tells of itself in each look.
+
+    Attributes:
+        current_epoch: The current epoch of the cluster, as far as this node knows it. It grows with each
+            failover.
+        calls_of_migrate: How often it has executed MIGRATE: see `l1.departures`.
+    """
+
+    current_epoch: int
+    calls_of_migrate: int
 
 
 class _Reign(NamedTuple):
@@ -273,24 +294,23 @@ class EpochKeeper:
             )
         return self.known
 
-    async def look_at_config_epoch(self) -> int:
+    async def look_at_node(self) -> NodeLook:
         """Ask a node of a cluster whether a slot has arrived since its reign was asked for.
 
         No script can ask that in each step: it takes longer than the step.
-
-        Returns:
-            The current epoch of the cluster, as far as this node knows it. It grows with each failover.
         """
         server = self.server
-        redis: Any = self._redis
-        info = await redis.execute_command("CLUSTER", "INFO")
+        async with self._redis.pipeline(transaction=False) as pipe:
+            pipe.execute_command("CLUSTER", "INFO")
+            pipe.execute_command(*COMMAND_STATS)
+            info, commands = await pipe.execute()
         if (
             server is not None
             and self.server is server
             and server.reign.rpartition(".")[2] != _config_epoch(info)
         ):
             self._trusted = False
-        return int(_of_info(info, _CURRENT_EPOCH))
+        return NodeLook(int(_of_info(info, _CURRENT_EPOCH)), calls_of_migrate(commands))
 
     async def meet(self, wrong: Server | None = None) -> Server:
         """Ask the server for its reign and load the scripts, unless the server is trusted.
