@@ -144,6 +144,8 @@ class TwoMasters:
             for where in (other(course.owner), course.owner):
                 self._ask(where, "CLUSTER", "SETSLOT", SLOT, "NODE", self.ids[course.owner])
             self.real = self.real._replace(owner=course.owner)
+            # A Valkey that imports a slot takes it if its owner does not claim it, in an older message, too.
+            self.raise_epoch(course.owner)
         if self.real.newest != course.newest:
             self.raise_epoch(course.newest)
         # While a slot is on its way, its owner takes no new key.
