@@ -103,13 +103,27 @@ RULES_OF_SLOTS = (
         ),
     ),
     Mutation(
-        "a move that was called off begins another generation",
+        "a move that was called off begins another era",
         ((_CLUSTER, "self.must_begin_anew = True", "self.must_begin_anew = False"),),
         _A_ROW,
         start=(
             *_STAYED_WITHOUT_ITS_KEY,
             *steps("s", *_LOOKED),
             *_SWEPT_IN_VAIN,
+            ("slot", "bring back, there"),
+        ),
+    ),
+    Mutation(
+        "the era is a part of the reign",
+        (
+            (_EPOCH, "self._load(reign._replace(era=era), version)", "self._load(reign, version)"),
+            # Otherwise the signature of an older era is wrong, and the image is refused for that.
+            (_EPOCH, "Signer(identity.secret, identity.generation)", "Signer(identity.secret)"),
+        ),
+        _A_ROW,
+        start=(
+            *_STAYED_WITHOUT_ITS_KEY,
+            *steps("s", *_LOOKED, "look", "renew", "look", "look", "drop", "delete rows"),
             ("slot", "bring back, there"),
         ),
     ),

@@ -32,6 +32,7 @@ from glasspoint.l2.store import PutResult, WritesResult
 from glasspoint.l2.writing import Announced, FenceResult, Ready
 from glasspoint.model import codec
 from glasspoint.model.codec import Encoded, EncodedPut, EncodedWrite, StoredCheckpoint
+from glasspoint.model.identity import next_era
 from glasspoint.model.scope import Scope, checkpoint_id_of, scope_of
 
 if TYPE_CHECKING:
@@ -330,6 +331,8 @@ def _renew(
     if tables.cache is not None and tables.cache.generation != seen:
         return tables, None
     generation = f"{tables.generations + 1:016x}"
+    if reason == "called_off" and seen is not None:
+        generation = next_era(seen, generation)
     return tables._replace(
         cache=CacheRow(reign, generation, facts, reason),
         marks=tables.marks - {seen} | {generation},

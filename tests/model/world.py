@@ -734,7 +734,7 @@ class World:
             self.promise.has_recorded(who)
         if statement[0] == "renew" and before.cache and self.tables.cache:
             places = {row.reign.split()[0] for row in (before.cache, self.tables.cache)}
-            if answer is not None and (len(places) > 1 or statement[-1] == "called_off"):
+            if len(places) > 1 and answer is not None:
                 has_moved(self)
         if statement[0] in store.EFFECTS:
             effect = Effect(changed_rows(self.tables, store.touched(before, who, statement)))

@@ -145,6 +145,7 @@ class InCluster:
         if identity is None or not is_named(view, identity.reign):
             return NOTHING
         node, of_record = self._node_of(view, _slot_of(scope)), self._node_of(view, _slot_of_range(number))
+        node.epochs.identify(identity)
         await self._asked(node.epochs.look_at_node)
         server = await self._asked(node.epochs.meet)
         record = self._ask_for_record(number)

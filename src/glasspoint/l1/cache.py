@@ -205,7 +205,7 @@ class Cache:
         """In a cluster: the ranges of slots of this master, in the topology that is known."""
         self._sight: Sight | None = None  # what the last look at this node of a cluster has found
         self.must_begin_anew = False
-        """Whether the cache needs another generation. `coherence.identity` resets it."""
+        """Whether the cache needs another era. `coherence.identity` resets it."""
 
     def suspect(self, scope: Scope) -> None:
         """Make L1 suspect until the journal is swept, because Redis did not receive a write.
@@ -958,7 +958,7 @@ class Cache:
         self.trust.suspect()
         if previous is not None or self._shard is not None:  # if not, the sweep is under way that met it
             self.trust.look_soon()
-        if previous is None:
+        if previous is None or server.has_other_era_only(previous):
             return
         reigns = _short(server.reign), _short(previous.reign)
         if self._shard is not None and server.process == previous.process:

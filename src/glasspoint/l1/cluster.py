@@ -14,7 +14,7 @@ and its key has one slot, because the thread is the hash tag. So each step goes 
   again at once. No master is to blame.
 - **ASK**: the slot is on its way. The scope of a write is in quarantine until its entry could be dropped.
 - **A move that is called off**: its keys may come back after writes have passed them by. The cache begins
-  another generation (`l1.departures`).
+  another era (`l1.departures`).
 - **A master that does not respond** (also CLUSTERDOWN) has its own breaker. The rows of its scopes stay in
   the journal, and do not keep the other masters from being trusted.
 - **A master that was replaced** may have taken writes that its successor does not know: if it was cut off,
@@ -132,7 +132,7 @@ class ClusterCache:
         self.is_absent = False
         """Whether PostgreSQL has no tables for a cache: see `Cache.is_absent`."""
         self.must_begin_anew = False
-        """Whether the cache needs another generation. `coherence.identity` resets it."""
+        """Whether the cache needs another era. `coherence.identity` resets it."""
         self._written: set[Written] = set()
         self._recent: dict[Scope, tuple[float, Cache]] = {}  # when each scope was last written, and where
         self._is_stale = True  # whether the topology must be read again
@@ -828,7 +828,7 @@ async def masters_of(
 
 @asynccontextmanager
 async def server_of(
-    redis: Redis | RedisCluster, scope: Scope, *, key_prefix: str
+    redis: Redis | RedisCluster, scope: Scope, *, key_prefix: str, era: str = ""
 ) -> AsyncIterator[tuple[Redis, str | None, str | None]]:
     """Find the server that holds the entry of a scope, for a command.
 
@@ -848,4 +848,4 @@ async def server_of(
         if master is None:
             raise L1UnavailableError("The slot of this thread has no master in the Redis Cluster.")
         client = topology.client(master.address)
-        yield client, await reign_of(client, in_cluster=True), name_of(master.address)
+        yield client, await reign_of(client, in_cluster=True, era=era), name_of(master.address)

@@ -6,7 +6,7 @@ While a slot moves, its keys leave its owner one after the other (MIGRATE). If t
 … STABLE), the owner serves the slot without these keys. Writes pass them by: a step finds no entry, and
 neither does the DROP of a sweep. When such a key comes back later, perhaps in place of a newer entry (MIGRATE
 … REPLACE), it names the reign of the owner, and nothing in it tells that it is outdated. So the cache begins
-another generation, as soon as a process sees that a move was called off.
+another era (`model.identity`), as soon as a process sees that a move was called off.
 
 Each look at a master compares what it finds with what the last look found:
 

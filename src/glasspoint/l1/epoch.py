@@ -16,7 +16,8 @@ and a database may be replaced, or set back. This module receives it from outsid
 
 In a Redis Cluster, each master has a reign of its own (see `l1.cluster`). A third part belongs to it: the
 *configuration epoch*, which grows when a slot arrives at the master. There, the reign does not stand in the
-key, but in a field of the entry (`scripts/reign.lua`); in its place, the key names the cluster.
+key, but in a field of the entry (`scripts/reign.lua`); in its place, the key names the cluster. A fourth part
+follows if the move of a slot was called off: the era, which is a part of the identity of L2.
 
 NOSCRIPT alone is not enough. A server keeps its scripts while another server reigns. And before version 7,
 Redis copied scripts: to replicas, into the append-only file, and into snapshots of a server with replicas.
@@ -130,7 +131,7 @@ class Server:
 
     Attributes:
         reign: `<run_id>.<master_replid>`, as the server reports them, 40 hexadecimal digits each. In a
-            cluster, a third part follows: the configuration epoch.
+            cluster, a third part follows, the configuration epoch, and perhaps a fourth one, the era.
         version: The server's version, as it reports it.
         shas: Step -> SHA-1 of its script, which is loaded.
     """
@@ -143,6 +144,10 @@ class Server:
     def process(self) -> tuple[str, ...]:
         """The reign without the configuration epoch: it is another one after a restart or a failover."""
         return tuple(self.reign.split(".")[:2])
+
+    def has_other_era_only(self, previous: Server) -> bool:
+        """Tell whether the reign differs from a previous one in nothing but the era."""
+        return self.reign.split(".")[:3] == previous.reign.split(".")[:3]
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,6 +195,7 @@ class _Reign(NamedTuple):
     run_id: str
     master_replid: str
     config_epoch: str = ""  # of a node of a cluster
+    era: str = ""  # of a cluster: see `Identity.era`
 
     @property
     def name(self) -> str:
@@ -233,6 +239,7 @@ class EpochKeeper:
         self.server: Server | None = None
         """The last known server, trusted or not."""
         self._identity: Identity | None = None
+        self._era = ""  # the last known one
         self.known: Epoch | None = None
         """The epoch of the last known server, `None` while there is no identity for it."""
         self._trusted = False
@@ -257,11 +264,9 @@ class EpochKeeper:
         name, is_entry, _ = rest.partition(":{")
         if not is_entry:
             return False
-        database, _, generation = name.partition(".")
         identity = epoch.identity
-        return reign != identity.reign or (
-            database == identity.database and generation != identity.generation
-        )
+        is_of_database = name.partition(".")[0] == identity.database
+        return reign != identity.reign or (is_of_database and name != identity.name)
 
     def follow(self, server: Server) -> None:
         """Take the last known server from another keeper: the same node had another address."""
@@ -275,6 +280,8 @@ class EpochKeeper:
     def identify(self, identity: Identity | None) -> None:
         """Use the keys of this identity from now on; `None`: there is no identity, and no key."""
         self._identity = identity
+        if self._shard is not None and identity is not None and identity.era != self._era:
+            self._era, self._trusted = identity.era, False  # the scripts name it
         self._compose()
 
     async def refresh(self, wrong: Epoch | None = None) -> Epoch:
@@ -307,7 +314,7 @@ class EpochKeeper:
         if (
             server is not None
             and self.server is server
-            and server.reign.rpartition(".")[2] != _config_epoch(info)
+            and server.reign.split(".")[2:3] != [_config_epoch(info)]
         ):
             self._trusted = False
         return NodeLook(int(_of_info(info, _CURRENT_EPOCH)), calls_of_migrate(commands))
@@ -322,7 +329,11 @@ class EpochKeeper:
             if self._trusted and self.server is not None and self.server is not wrong:
                 return self.server
             self._trusted = False
-            server = await self._load(*await self._ask())
+            era = None
+            while era != self._era:  # it may change meanwhile
+                era = self._era
+                reign, version = await self._ask()
+                server = await self._load(reign._replace(era=era), version)
             previous, self.server, self._trusted = self.server, server, True
             self._compose()
             if previous is None or previous.reign != server.reign:
@@ -396,19 +407,20 @@ def _id_in(info: dict[str, Any], field: str) -> str:
     return value if value.strip("0") else ""
 
 
-async def reign_of(redis: Redis, *, in_cluster: bool = False) -> str:
+async def reign_of(redis: Redis, *, in_cluster: bool = False, era: str = "") -> str:
     """Ask a Redis for its reign: see `Server.reign`.
 
     Args:
         redis: The client.
         in_cluster: Whether it is a node of a cluster.
+        era: The era of a cluster.
 
     Raises:
         L1Error: This Redis cannot be a cache.
         Exception: The client's error, if Redis does not respond.
     """
     reign, _ = await _ask_for_reign(redis, in_cluster=in_cluster)
-    return reign.name
+    return reign._replace(era=era).name
 
 
 async def _ask_for_reign(redis: Redis, *, in_cluster: bool = False) -> tuple[_Reign, str]:

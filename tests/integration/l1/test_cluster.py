@@ -318,6 +318,12 @@ def bring_back(nodes: Nodes, slot: int, key: str, source: EmbeddedRedis, target:
     nodes.ask(target, "CLUSTER", "SETSLOT", slot, "STABLE")
 
 
+def era_of(one: Watched) -> str | None:
+    """The era that a process uses; `None` while it uses no keys."""
+    identity = one.saver._parts.identity.identity
+    return None if identity is None else identity.era
+
+
 async def test_a_key_that_comes_back_after_its_move_was_called_off_is_not_believed(
     database: str, nodes: Nodes, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -328,10 +334,10 @@ async def test_a_key_that_comes_back_after_its_move_was_called_off_is_not_believ
         await put_all(one.saver, (thread, other))
         await warm(one, thread, other)
         assert await two.hits(thread)
-        identity, key = one.saver.status.identity, key_of(nodes, thread)
+        assert era_of(one) == era_of(two) == ""
+        key = key_of(nodes, thread)
         source = let_stay(nodes, slot, key, target)
-        for each in one, two:
-            await until(lambda each=each: each.saver.status.identity not in (identity, None))  # type: ignore[misc]
+        await until(lambda: era_of(one) and era_of(one) == era_of(two))
         await thread.put(one.saver)
         bring_back(nodes, slot, key, source, target)
         for _ in range(3):
@@ -339,11 +345,35 @@ async def test_a_key_that_comes_back_after_its_move_was_called_off_is_not_believ
                 assert await each.turn(thread) == thread.number
             await thread.put(two.saver)
         await warm(two, thread, other)
-        assert {counts(each.registry, IDENTITIES, "reason").get("called_off", 0) for each in (one, two)} == {
-            1
-        }
+        [reign] = {nodes.ask(source, "HGET", key, "reign").decode().split(".")[3]}
+        assert reign == era_of(one)
+        for each in one, two:
+            assert counts(each.registry, IDENTITIES, "reason").get("called_off") == 1
         name = f"127.0.0.1:{source.port}"
         assert [line for line in caplog.messages if "was called off" in line and name in line]
+
+
+async def test_a_process_that_knows_no_new_era_yet_misses_no_write(database: str, nodes: Nodes) -> None:
+    """An era does not stand in the keys: otherwise this process would go on reading the old ones."""
+    thread, slot = Thread("a"), slot_of("b")
+    target = next(server for server in nodes.masters() if server is not nodes.master_of(slot))
+    async with (
+        watched(database, nodes) as one,
+        watched(database, nodes, sweep_interval_seconds=600.0) as late,
+    ):
+        moving = Thread("b")
+        await put_all(one.saver, (thread, moving))
+        await warm(one, thread, moving)
+        assert await late.hits(thread)
+        key = key_of(nodes, moving)
+        bring_back(nodes, slot, key, let_stay(nodes, slot, key, target), target)
+        await until(lambda: era_of(one))
+        assert era_of(late) == ""
+        for _ in range(3):
+            await thread.put(one.saver)
+            assert await late.turn(thread) == thread.number
+            await thread.put(late.saver)
+            assert await one.turn(thread) == thread.number
 
 
 async def test_a_move_that_was_called_off_between_two_looks_is_noticed_by_the_next(
@@ -374,7 +404,6 @@ async def test_a_move_that_is_finished_leaves_the_cache_warm(database: str, node
         sweeper = one.saver._parts.sweeper
         await put_all(one.saver, (moved, near))
         await warm(one, moved, near)
-        identity = one.saver.status.identity
         source = nodes.begin_move(slot, target)
         await sweeper.round()
         nodes.ask(source, "MIGRATE", "127.0.0.1", target.port, key_of(nodes, moved), 0, 5000)
@@ -385,7 +414,7 @@ async def test_a_move_that_is_finished_leaves_the_cache_warm(database: str, node
         nodes.move(slot, source)
         for _ in range(2):
             await sweeper.round()
-        assert one.saver.status.identity == identity
+        assert era_of(one) == ""
         await warm(one, moved, near)
 
 
