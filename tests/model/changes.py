@@ -57,7 +57,7 @@ def attach(world: World) -> None:
 
 def _renewed_by_others(world: World, reign: str) -> None:
     seen = world.tables.cache and world.tables.cache.generation
-    world.execute("somebody", ("renew", seen, reign, world.tables.facts))
+    world.execute("somebody", ("renew", seen, reign, world.tables.facts, "generation"))
     has_moved(world)
 
 

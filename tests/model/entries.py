@@ -46,9 +46,11 @@ class Reigns(store.Reigns):
         """Return what the reign of a master is called, as it stands in an entry; anything else as it is."""
         if not isinstance(reign, bytes) or not self._masters:
             return reign
-        process, _, epoch = reign.rpartition(b".")
+        run_id, replid, *rest = [*reign.split(b"."), b""]
+        process = run_id + b"." + replid
         if reign in self._masters:  # where a mutation leaves the epoch out
             return self._masters[reign]
+        epoch = b".".join(rest).rstrip(b".")
         return self._masters[process] + _EPOCH + epoch if process in self._masters else reign
 
     def real_of_master(self, name: bytes) -> bytes:

@@ -17,7 +17,8 @@ def moved_at_once(to: str) -> list[SlotStep]:
     return [SlotStep(to, ("begin", "carry", "arrive"))]
 
 
-CALLED_OFF = [SlotStep(THERE, ("begin",)), SlotStep(THERE, ("carry",)), SlotStep(THERE, ("call off",))]
+_AWAY = [SlotStep(THERE, ("begin",)), SlotStep(THERE, ("carry",))]
+CALLED_OFF_AT_ONCE = [*_AWAY, SlotStep(THERE, ("call off",))]
 """The slot is on its way, and stays: its key comes back before anybody asks for it."""
 
 MOVING = {
@@ -45,8 +46,8 @@ MOVING = {
             newest=THERE,
         ),
         Scenario(
-            "sweep, put || sweep, read || the slot moves and comes back",
-            {"w": [SWEEP, put(2)], "r": [SWEEP, READ]},
+            "sweep, put || sweep, sweep, read || the slot moves and comes back",
+            {"w": [SWEEP, put(2)], "r": [SWEEP, SWEEP, READ]},
             before=[put(1)],
             slot=[*moved_at_once(THERE), *moved_at_once(HERE)],
         ),
@@ -76,7 +77,7 @@ MOVING = {
             {"w": [put_writes(1)], "s": [SWEEP], "v": [READ, READ], "r": [READ], "t": [SWEEP]},
             before=[put(1)],
             shares={"s": "w", "v": "w", "t": "r"},
-            slot=CALLED_OFF,
+            slot=CALLED_OFF_AT_ONCE,
         ),
         Scenario(
             "a row || sweeper || reader, its sweeper || the slot moves, called off",
@@ -85,18 +86,55 @@ MOVING = {
             behind=[put(2)],
             shares={"t": "r"},
             new="sr",
-            slot=CALLED_OFF,
+            slot=CALLED_OFF_AT_ONCE,
         ),
     )
 }
 
-CALLED_OFF_LATER = Scenario(
-    "a row || sweeper, its reader || the slot moves, called off, and the key comes back later",
-    {"s": [SWEEP], "r": [READ]},
-    before=[put(1)],
-    behind=[put(2)],
-    shares={"r": "s"},
-    new="s",
-    slot=[*CALLED_OFF[:2], SlotStep(THERE, ("stay",)), SlotStep(THERE, ("bring back",))],
-)
-"""The owner serves the slot again before the key has come back: see docs/protocol.md for what that means."""
+_COMES_BACK_LATER = [*_AWAY, SlotStep(THERE, ("stay",)), SlotStep(THERE, ("bring back",))]
+
+CALLED_OFF = {
+    scenario.name: scenario
+    for scenario in (
+        Scenario(
+            "a row || sweeper, its reader || the slot stays, its key comes later",
+            {"s": [SWEEP], "r": [READ, READ]},
+            before=[put(1)],
+            behind=[put(2)],
+            shares={"r": "s"},
+            new="s",
+            slot=_COMES_BACK_LATER,
+            replaces=True,
+        ),
+        Scenario(
+            "put, its sweeper || reader, its sweeper || the slot stays, its key comes later",
+            {"w": [put(2)], "s": [SWEEP], "r": [READ, READ], "t": [SWEEP]},
+            before=[put(1)],
+            shares={"s": "w", "t": "r"},
+            slot=_COMES_BACK_LATER,
+            replaces=True,
+        ),
+        Scenario(
+            "put, sweep, read || sweep, read || the slot stays, its key comes later",
+            {"w": [put(2), SWEEP, READ], "r": [SWEEP, READ]},
+            before=[put(1)],
+            slot=_COMES_BACK_LATER,
+        ),
+        Scenario(
+            "put || sweep, sweep, read || the slot stays, its key comes later",
+            {"w": [put(2)], "r": [SWEEP, SWEEP, READ]},
+            before=[put(1)],
+            slot=_COMES_BACK_LATER,
+            replaces=True,
+        ),
+        Scenario(
+            "delete_thread, its sweeper || reader, its sweeper || the slot stays, its key comes later",
+            {"d": [DELETE], "s": [SWEEP], "r": [READ, READ], "t": [SWEEP]},
+            before=[put(1)],
+            shares={"s": "d", "t": "r"},
+            slot=_COMES_BACK_LATER,
+            replaces=True,
+        ),
+    )
+}
+"""The owner serves the slot again before the key has come back, so that writes pass it by."""

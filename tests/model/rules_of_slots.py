@@ -7,6 +7,7 @@ from model.terms import Move
 
 _CLUSTER = "glasspoint.l1.cluster"
 _CACHE = "glasspoint.l1.cache"
+_DEPARTURES = "glasspoint.l1.departures"
 _EPOCH = "glasspoint.l1.epoch"
 
 _SLOT_THERE: tuple[Move, ...] = (
@@ -18,18 +19,32 @@ _SLOT_THERE: tuple[Move, ...] = (
 # An image that is older than the write stands there, and the reader does not know the slot's new master yet.
 _WARMED_UP_THERE: tuple[Move, ...] = (
     *_SLOT_THERE,
-    *steps("t", "look here", "epoch here", "epoch there", "look", "read there", "select", "warm_up there"),
+    *steps("t", "look here", "epoch here", "epoch there", "slots here", "slots there", "look"),
+    *steps("t", "read there", "select", "warm_up there"),
     *steps("r", "read", "select"),
 )
 _WRITTEN_THERE_AND_LOST: tuple[Move, ...] = (
     ("slot", "begin, carry, arrive, there"),
-    *steps("w", "look here", "epoch here", "epoch there", "look here", "look"),
+    *steps("w", "look here", "epoch here", "epoch there", "slots here", "slots there", "look here", "look"),
+    *steps("r", "look here", "epoch here", "epoch there", "slots here", "slots there", "look here", "look"),
     *steps("w", "begin there", "put snapshot", "put", "confirm there"),
     ("end", "w", ""),
     *steps("w.end", "commit there"),
     ("promote", "1"),
     ("slot", "begin, carry, arrive, here"),
 )
+
+# Its key is away, and the owner serves it again.
+_STAYED_WITHOUT_ITS_KEY: tuple[Move, ...] = (
+    ("slot", "begin, there"),
+    ("slot", "carry, there"),
+    ("slot", "stay, there"),
+)
+_A_ROW = "a row || sweeper, its reader || the slot stays, its key comes later"
+_PUT = "put, its sweeper || reader, its sweeper || the slot stays, its key comes later"
+_SWEEP_TWICE = "put || sweep, sweep, read || the slot stays, its key comes later"
+_LOOKED = ("look here", "epoch here", "epoch there", "slots here")
+_SWEPT_IN_VAIN = steps("s", "look", "drop", "delete rows")
 
 RULES_OF_SLOTS = (
     Mutation(
@@ -52,7 +67,7 @@ RULES_OF_SLOTS = (
                 '_id_in(replication, "master_replid"))',
             ),
         ),
-        "sweep, put || sweep, read || the slot moves and comes back",
+        "sweep, put || sweep, sweep, read || the slot moves and comes back",
         ("promote",),
         start=_WRITTEN_THERE_AND_LOST,
     ),
@@ -85,6 +100,72 @@ RULES_OF_SLOTS = (
             *_SLOT_THERE[:2],
             *steps("w", "begin", "put_writes", "drop"),
             *steps("v", "read", "select"),
+        ),
+    ),
+    Mutation(
+        "a move that was called off begins another era",
+        ((_CLUSTER, "self.must_begin_anew = True", "self.must_begin_anew = False"),),
+        _A_ROW,
+        start=(
+            *_STAYED_WITHOUT_ITS_KEY,
+            *steps("s", *_LOOKED),
+            *_SWEPT_IN_VAIN,
+            ("slot", "bring back, there"),
+        ),
+    ),
+    Mutation(
+        "the era is a part of the reign",
+        (
+            (_EPOCH, "self._load(reign._replace(era=era), version)", "self._load(reign, version)"),
+            # Otherwise the signature of an older era is wrong, and the image is refused for that.
+            (_EPOCH, "Signer(identity.secret, identity.generation)", "Signer(identity.secret)"),
+        ),
+        _A_ROW,
+        start=(
+            *_STAYED_WITHOUT_ITS_KEY,
+            *steps("s", *_LOOKED, "look", "renew", "look", "look", "drop", "delete rows"),
+            ("slot", "bring back, there"),
+        ),
+    ),
+    Mutation(
+        "keys that have left a master while no slot was seen to leave it are a move that was called off",
+        ((_DEPARTURES, "    is_explained = ", "    is_explained = True or "),),
+        _A_ROW,
+        start=(
+            *_STAYED_WITHOUT_ITS_KEY,
+            *steps("s", *_LOOKED),
+            *_SWEPT_IN_VAIN,
+            ("slot", "bring back, there"),
+        ),
+    ),
+    Mutation(
+        "a slot that was seen to be on its way, and stays, is a move that was called off",
+        ((_DEPARTURES, "    if stayed:\n", "    if False:\n"),),
+        _SWEEP_TWICE,
+        start=(
+            *_STAYED_WITHOUT_ITS_KEY[:2],
+            *steps("r", *_LOOKED, "look"),
+            _STAYED_WITHOUT_ITS_KEY[2],
+            *steps("r", *_LOOKED, "look"),
+            *steps("w", "begin", "put snapshot", "put", "confirm"),
+            ("slot", "bring back, there"),
+        ),
+    ),
+    Mutation(
+        "a master is suspect as soon as a move was called off",
+        (
+            (
+                _CACHE,
+                "            self.trust.suspect()\n            self._shard.called_off(",
+                "            self._shard.called_off(",
+            ),
+        ),
+        _PUT,
+        start=(
+            *_STAYED_WITHOUT_ITS_KEY,
+            *steps("w", "begin", "put snapshot", "put", "confirm"),
+            ("slot", "bring back, there"),
+            *steps("t", "look here", "epoch here", "epoch there", "slots here"),
         ),
     ),
 )

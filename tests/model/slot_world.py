@@ -7,7 +7,8 @@ meets MOVED or ASK, as the servers themselves answer.
 **What reads are promised** is the promise of every run (see `promise`), after a move as after an eviction. A
 process that was told MOVED, or has looked and found another owner, has met a failure: nobody is excused after
 that. One thing more is excused, and counted: a read at a master of which the process does not know that the
-slot was away and came back, if a replica was promoted in this run (docs/protocol.md, "A Redis Cluster").
+slot was away and came back, if a replica was promoted in this run; or of which it has not seen that the slot
+stays, although keys of it are away (docs/protocol.md, "A Redis Cluster").
 
 Not explored: two masters that both claim the slot for a moment, because the steps wait until both know of it.
 """
@@ -35,10 +36,13 @@ from model.terms import (
     SlotStep,
 )
 from model.two_masters import SLOT, Course, TwoMasters
-from model.wires import Wire, raise_error
+from model.wires import CALLS_AND_NODES, EPOCH_AND_CALLS, SLOTS_AND_NODES, Wire, raise_error
 from model.world import World
 
 __all__ = ["SlotWorld"]
+
+_LABELS = {"look": SLOTS_AND_NODES, "epoch": EPOCH_AND_CALLS, "slots": CALLS_AND_NODES}
+"""What a node is asked, by the name of that step."""
 
 
 class SlotWorld(World):
@@ -151,29 +155,37 @@ class SlotWorld(World):
             self.entries.flush()
             self.masters.call_off()
 
+    def _stay_without_keys(self, step: SlotStep) -> None:
+        self.course = self.course._replace(kept=self.course.kept + 1)
+        self._stay(step)
+
     def _bring_back(self, step: SlotStep) -> None:
         self._move_entry(step.to, self.course.owner)
         self.course = self.course._replace(target="", stays=False)
         if not self._is_replayed:
+            self.entries.flush()
             self.masters.forget_call()
 
     def _move_entry(self, source: str, target: str) -> None:
         now, ttls = self.entries.now, self.entries.ttls
         for place in [place for place in now if place[0] == source]:
             entry, goes = now.pop(place), (target, place[1])
+            self.course = self.course.leaving(source)
+            if self.scenario.replaces:
+                now.pop(goes, None)
             now.setdefault(goes, entry)
             if place in ttls:
                 ttls[goes] = ttls[place]
             if not self._is_replayed:
                 self.entries.flush()
-                self.masters.carry(source, target, [place[1]])
+                self.masters.carry(source, target, [place[1]], replaces=self.scenario.replaces)
 
     _PARTS: ClassVar = {
         "begin": _open,
         "carry": _carry,
         "arrive": _arrive,
         "call off": _call_off,
-        "stay": _stay,
+        "stay": _stay_without_keys,
         "bring back": _bring_back,
     }
 
@@ -222,22 +234,24 @@ class SlotWorld(World):
         self._told[process.name, where] = self.course.epoch(where)
         return self.masters.info(info, where, self.course)
 
-    async def pass_node(self, where: str, command: tuple[Any, ...]) -> Any:
+    async def pass_node(self, where: str, commands: list[tuple[Any, ...]]) -> Any:
         process = ACTOR.get().process
 
         def perform() -> Any:
             if process.is_cut_off:
                 self.promise.is_wary(process)
                 raise TimeoutError
-            if command == ("CLUSTER", "INFO"):
-                [info] = self.entries.wires[where].send(command)
-                return self._tell(process, where, info)
-            assert command == ("CLUSTER", "SLOTS"), command
+            if commands == EPOCH_AND_CALLS:
+                [info] = self.entries.wires[where].send(commands[0])
+                return [self._tell(process, where, info), self.masters.commands(where, self.course)]
+            if commands == CALLS_AND_NODES:
+                return [self.masters.commands(where, self.course), self._look(where)[1]]
+            assert commands == SLOTS_AND_NODES, commands
             if self._owner_known_to(process) != self.course.owner:
                 self._learns(process)
             return self._look(where)
 
-        label = "look" if command == ("CLUSTER", "SLOTS") else "epoch"
+        label = next(label for label, asked in _LABELS.items() if asked == commands)
         return await self._pass("node", f"{label} {where}", perform)
 
     def _look(self, where: str) -> list[Any]:
@@ -262,9 +276,9 @@ class SlotWorld(World):
         super()._has_answered(process, step, where, answer)
         if isinstance(answer, hiredis.ReplyError) and str(answer).startswith("MOVED"):
             self._learns(process)
-        elif step in ("read", "commit") and "promote" in self.faults:
+        elif step in ("read", "commit"):
             for actor in process.actors:
-                actor.is_behind = self._is_behind(process, where)
+                actor.is_behind = self._is_excused(process, where)
 
     def _learns(self, process: Process) -> None:
         """A process gets to know that the slot has moved. A read that was sent before has begun before."""
@@ -272,6 +286,20 @@ class SlotWorld(World):
             if not gate.actor.done and gate.actor.calls[gate.actor.position].reads:
                 self.start_call(gate)
         self.promise.is_wary(process)
+
+    def _is_excused(self, process: Process, where: str) -> bool:
+        """Whether a process reads at a master of which it does not know something that excuses it."""
+        if "promote" in self.faults and self._is_behind(process, where):
+            return True
+        return self.course.kept > 0 and not self._knows_departures(process, where)
+
+    def _knows_departures(self, process: Process, where: str) -> bool:
+        """Whether a process has looked at a master since keys have left it, and since their slot stays."""
+        sight = self._node_at(process, where)._sight
+        return bool(sight and sight.calls == self.course.left(where) and not sight.leaving)
+
+    def _node_at(self, process: Process, where: str) -> Any:
+        return process.saver._l1._nodes["127.0.0.1", self.masters.ports[where]]
 
     def _is_behind(self, process: Process, where: str) -> bool:
         """Whether a process was not told the configuration epoch of a master."""
@@ -293,6 +321,11 @@ class SlotWorld(World):
             router._ask_first,
             router._current_epoch,
             router._view and router._view.epoch,
+            router.must_begin_anew,
+            tuple(
+                node._sight and (node._sight.calls, bool(node._sight.leaving), node._sight.owned)
+                for node in router.nodes
+            ),
             frozenset(router._written),
             frozenset((scope, self._at[node._shard.address]) for scope, (_, node) in router._recent.items()),
         )

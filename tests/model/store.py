@@ -21,7 +21,7 @@ from __future__ import annotations
 import json
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from contextlib import suppress
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from langgraph.checkpoint.base import WRITES_IDX_MAP
 from langgraph.checkpoint.serde.base import SerializerProtocol
@@ -32,7 +32,11 @@ from glasspoint.l2.store import PutResult, WritesResult
 from glasspoint.l2.writing import Announced, FenceResult, Ready
 from glasspoint.model import codec
 from glasspoint.model.codec import Encoded, EncodedPut, EncodedWrite, StoredCheckpoint
+from glasspoint.model.identity import next_era
 from glasspoint.model.scope import Scope, checkpoint_id_of, scope_of
+
+if TYPE_CHECKING:
+    from glasspoint.telemetry.events import IdentityReason
 
 Ask = Callable[[tuple[Any, ...]], Awaitable[Any]]
 CheckOut = Callable[[], Awaitable[None]]
@@ -50,6 +54,7 @@ class CacheRow(NamedTuple):
     reign: str
     generation: str
     facts: Facts
+    reason: str = "generation"
 
 
 class Tables(NamedTuple):
@@ -320,12 +325,16 @@ def _look(tables: Tables, who: str, limit: int, after: int) -> tuple[Tables, Any
     return tables, (tables.facts, tables.cache, is_marked, pending)
 
 
-def _renew(tables: Tables, who: str, seen: str | None, reign: str, facts: Facts) -> tuple[Tables, Any]:
+def _renew(
+    tables: Tables, who: str, seen: str | None, reign: str, facts: Facts, reason: str
+) -> tuple[Tables, Any]:
     if tables.cache is not None and tables.cache.generation != seen:
         return tables, None
     generation = f"{tables.generations + 1:016x}"
+    if reason == "called_off" and seen is not None:
+        generation = next_era(seen, generation)
     return tables._replace(
-        cache=CacheRow(reign, generation, facts),
+        cache=CacheRow(reign, generation, facts, reason),
         marks=tables.marks - {seen} | {generation},
         generations=tables.generations + 1,
     ), generation
@@ -490,7 +499,7 @@ class ModelIdentities:
         await self._check_out()
         seen, facts = look.attachment, tuple(sorted(look.facts.items()))
         generation: str | None = await self._ask(
-            ("renew", seen and seen.generation, self._reigns.name(reign), facts)
+            ("renew", seen and seen.generation, self._reigns.name(reign), facts, reason)
         )
         return generation
 
@@ -512,6 +521,7 @@ class ModelIdentities:
                 dict(row.facts),
                 unseen_seconds=0.0,
                 is_marked=is_marked,
+                reason=cast("IdentityReason", row.reason),
             ),
             rows=[JournalRow(id_, Scope(*scope)) for id_, scope in pending],
         )

@@ -107,6 +107,7 @@ class Scenario:
         slot: In a Redis Cluster: how the slot of the scope moves, step by step, while the actors act.
         newest: The master that has the greatest configuration epoch at the beginning. It takes no new one
             when the slot arrives.
+        replaces: Whether a key that moves replaces one that stands there.
     """
 
     name: str
@@ -123,6 +124,7 @@ class Scenario:
     slow: Collection[str] = ()
     slot: Sequence[SlotStep] = ()
     newest: str = HERE
+    replaces: bool = False
 
 
 class Outcome(NamedTuple):

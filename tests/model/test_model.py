@@ -22,7 +22,7 @@ from glasspoint.l2.writing import Announced, FenceResult, Ready
 from glasspoint.model import codec
 from glasspoint.model.codec import StoredCheckpoint
 from glasspoint.model.scope import Scope
-from glasspoint.telemetry.events import Telemetry
+from glasspoint.telemetry.events import IdentityReason, Telemetry
 from model import store
 from model.store import ModelStore
 from states import config_of, make_pool, numbered_id
@@ -296,13 +296,16 @@ async def test_the_model_tells_and_renews_the_identity_as_postgresql(
             looks.append((await real.identities.look(limit=3), await model.identities.look(limit=3)))
             first, second = [shown(*each) for each in zip(looks[-1], generations, strict=True)]
             assert first == second
+            reasons = {each.attachment and each.attachment.reason for each in looks[-1]}
+            assert len(reasons) == 1
             seen.add(repr(first[:3]))
             match rng.choices(["renew", "truncate", "crash", "record", "forget"], [6, 2, 2, 2, 1])[0]:
                 case "renew":
                     theirs, ours = rng.choice(looks[-3:])
                     reign = rng.choice(["one", "another"])
-                    renewed = await real.identities.renew(theirs, reign, "generation")
-                    modelled = await model.identities.renew(ours, reign, "generation")
+                    reason: IdentityReason = rng.choice(["generation", "called_off"])
+                    renewed = await real.identities.renew(theirs, reign, reason)
+                    modelled = await model.identities.renew(ours, reign, reason)
                     assert (renewed is None) == (modelled is None)
                 case "truncate":
                     await other.execute("TRUNCATE checkpoints, checkpoint_blobs, checkpoint_writes")

@@ -57,6 +57,8 @@ class Course(NamedTuple):
         target: The master that the slot is on its way to; `""`: it is not on its way.
         stays: Whether the owner does not know any more that it is on its way.
         here, there: The configuration epoch of each master.
+        left_here, left_there: How many keys have left each master, by a MIGRATE each.
+        kept: How often the owner was told that the slot stays, while keys of it were away.
     """
 
     owner: str = HERE
@@ -64,10 +66,23 @@ class Course(NamedTuple):
     stays: bool = False
     here: int = 2
     there: int = 1
+    left_here: int = 0
+    left_there: int = 0
+    kept: int = 0
 
     def epoch(self, where: str) -> int:
         """Return the configuration epoch of a master."""
         return self.here if where == HERE else self.there
+
+    def left(self, where: str) -> int:
+        """Return how many keys have left a master."""
+        return self.left_here if where == HERE else self.left_there
+
+    def leaving(self, where: str) -> Course:
+        """Let a key leave a master."""
+        if where == HERE:
+            return self._replace(left_here=self.left_here + 1)
+        return self._replace(left_there=self.left_there + 1)
 
     @property
     def newest(self) -> str:
@@ -129,6 +144,8 @@ class TwoMasters:
             for where in (other(course.owner), course.owner):
                 self._ask(where, "CLUSTER", "SETSLOT", SLOT, "NODE", self.ids[course.owner])
             self.real = self.real._replace(owner=course.owner)
+            # A Valkey that imports a slot takes it if its owner does not claim it, in an older message, too.
+            self.raise_epoch(course.owner)
         if self.real.newest != course.newest:
             self.raise_epoch(course.newest)
         # While a slot is on its way, its owner takes no new key.
@@ -148,11 +165,12 @@ class TwoMasters:
         self._ask(source, "CLUSTER", "SETSLOT", SLOT, "MIGRATING", self.ids[target])
         self.real = self.real._replace(target=target)
 
-    def carry(self, source: str, target: str, keys: list[bytes]) -> None:
-        """Move keys. A key that is there already is not replaced, and removed."""
+    def carry(self, source: str, target: str, keys: list[bytes], *, replaces: bool = False) -> None:
+        """Move keys. A key that is there already is replaced, or the one that moves is removed."""
+        options = ("REPLACE",) if replaces else ()
         for key in keys:
             answer = self.wires[source].send(
-                ("MIGRATE", "127.0.0.1", self.ports[target], "", 0, 60_000, "KEYS", key)
+                ("MIGRATE", "127.0.0.1", self.ports[target], "", 0, 60_000, *options, "KEYS", key)
             )[0]
             if b"BUSYKEY" in str(answer).encode():
                 self.wires[source].send(("ASKING",), ("DEL", key))
@@ -207,6 +225,12 @@ class TwoMasters:
         """Return CLUSTER INFO of a master with the epochs of a course, and without the counters."""
         text = _MY_EPOCH.sub(b"%d" % course.epoch(where), text.partition(b"cluster_stats")[0])
         return _CURRENT_EPOCH.sub(b"%d" % course.epoch(course.newest), text)
+
+    @staticmethod
+    def commands(where: str, course: Course) -> bytes:
+        """Return INFO commandstats of a master in a course: its calls of MIGRATE, and no other counters."""
+        calls = course.left(where)
+        return b"# Commandstats\r\n" + (b"cmdstat_migrate:calls=%d,usec=1" % calls if calls else b"")
 
     def _numbered(self, nodes: bytes, course: Course) -> bytes:
         """CLUSTER NODES with the epochs of a course, and without what the time changes."""

@@ -12,6 +12,8 @@ from redis._parsers.helpers import parse_info
 from redis.asyncio import Redis
 from redis.exceptions import NoScriptError, ResponseError
 
+from glasspoint.l1.epoch import COMMAND_STATS
+
 if TYPE_CHECKING:
     from model.world import World
 
@@ -56,7 +58,7 @@ def raise_error(answer: Any) -> Any:
 class SteppedRedis(Redis):
     """The savers' client: every script waits at a gate; what the epoch asks for is answered at once.
 
-    In a cluster, a look at the slots or at the configuration epoch waits at a gate, too.
+    In a cluster, a look at a node waits at a gate, too.
     """
 
     world: World
@@ -64,9 +66,6 @@ class SteppedRedis(Redis):
 
     async def evalsha(self, sha: Any, numkeys: int, *keys_and_args: Any) -> Any:
         return await self.world.pass_redis(self.where, sha, numkeys, *keys_and_args)
-
-    async def execute_command(self, *command: Any, **_: Any) -> Any:
-        return await self.world.pass_node(self.where, command)
 
     def pipeline(self, transaction: bool = True, shard_hint: Any = None) -> Any:
         return _Pipeline(self.world, self.where)
@@ -76,6 +75,14 @@ parse: Callable[[Any], Any] = parse_info
 
 SLOTS_AND_NODES = [("CLUSTER", "SLOTS"), ("CLUSTER", "NODES")]
 """What a node of a cluster is asked for the topology."""
+
+EPOCH_AND_CALLS = [("CLUSTER", "INFO"), COMMAND_STATS]
+"""What each master of a cluster is asked in each look."""
+
+CALLS_AND_NODES = [COMMAND_STATS, ("CLUSTER", "NODES")]
+"""What a master of a cluster is asked when keys may have left it."""
+
+_ASKED = [SLOTS_AND_NODES, EPOCH_AND_CALLS, CALLS_AND_NODES]
 
 
 class _Pipeline:
@@ -99,8 +106,8 @@ class _Pipeline:
         self._commands.append(command)
 
     async def execute(self) -> list[Any]:
-        if self._commands == SLOTS_AND_NODES:
-            answer: list[Any] = await self._world.pass_node(self._where, ("CLUSTER", "SLOTS"))
+        if self._commands in _ASKED:
+            answer: list[Any] = await self._world.pass_node(self._where, self._commands)
             return answer
         answers = self._world.entries.wires[self._where].send(*self._commands)
         return [

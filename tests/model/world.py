@@ -190,7 +190,7 @@ class World:
         """What a node of a cluster says of it, as it is told to a saver."""
         raise NotImplementedError
 
-    async def pass_node(self, where: str, command: tuple[Any, ...]) -> Any:
+    async def pass_node(self, where: str, commands: list[tuple[Any, ...]]) -> Any:
         """Where a look at a node of a cluster waits."""
         raise NotImplementedError
 

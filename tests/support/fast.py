@@ -29,6 +29,7 @@ FAST = frozenset({
     "test_counting.py",
     "test_dashboards.py",
     "test_demo_parts.py",
+    "test_departures.py",
     "test_docs.py",
     "test_entry.py",
     "test_few_values.py",

@@ -145,7 +145,8 @@ class InCluster:
         if identity is None or not is_named(view, identity.reign):
             return NOTHING
         node, of_record = self._node_of(view, _slot_of(scope)), self._node_of(view, _slot_of_range(number))
-        await self._asked(node.epochs.look_at_config_epoch)
+        node.epochs.identify(identity)
+        await self._asked(node.epochs.look_at_node)
         server = await self._asked(node.epochs.meet)
         record = self._ask_for_record(number)
         key = key_of(scope, identity, key_prefix=self._key_prefix)

@@ -266,6 +266,8 @@ class IdentityKeeper:
             return "unusable"
         reason = self._reason_to_renew(look)
         is_moved = row is not None and row.reign != server.reign
+        if row is not None and reason is None and not is_moved and self._must_begin_anew(row):
+            reason = "called_off"
         if row is None or reason or is_moved or self._identity != self._identity_of(look, row):
             self._leave_keys()
         if row is not None and reason is None and is_moved:
@@ -310,6 +312,15 @@ class IdentityKeeper:
             return "timeline"
         return "generation" if row.is_forgotten else None
 
+    def _must_begin_anew(self, row: Attachment) -> bool:
+        """Whether entries may come back that writes have passed by: see `l1.departures`."""
+        if not self._cache.must_begin_anew:
+            return False
+        is_of_others = self._known is None or row.generation != self._known.generation
+        if is_of_others and row.reason == "called_off":
+            self._cache.must_begin_anew = False  # another process has seen it, too, and was faster
+        return self._cache.must_begin_anew
+
     def _is_set_back(self, look: Look) -> bool:
         """Whether PostgreSQL's log is shorter than before, in the same generation."""
         row, known = look.attachment, self._known
@@ -333,6 +344,7 @@ class IdentityKeeper:
         if self._renewed is None:
             return  # another process was faster
         self._written.clear()  # the new keys have no entries from before, so no entry hides these writes
+        self._cache.must_begin_anew = False
         self._reign = reign
         row = look.attachment
         if row is None:
@@ -481,6 +493,7 @@ _WHAT_CHANGED: dict[IdentityReason, str] = {
     "timeline": "PostgreSQL was promoted, or recovered to an earlier moment ({facts})",
     "crash": "PostgreSQL has crashed, was promoted or recovered since the cache was filled",
     "truncated": "A table of the checkpoints was truncated, or the signing key was renewed",
+    "called_off": "The move of a slot of the Redis Cluster was called off, so that old keys may come back",
     "generation": "No process has used the cache for {minutes} minutes, so that writes of other software may "
     "be unknown",
 }

@@ -69,7 +69,7 @@ async def standing_of(
     identity = Identity(look.database, row.generation, row.reign, signing_key or look.signing_key)
     key = key_of(scope, identity, key_prefix=key_prefix)
     async with (
-        server_of(redis, scope, key_prefix=key_prefix) as (server, reign, shard),
+        server_of(redis, scope, key_prefix=key_prefix, era=identity.era) as (server, reign, shard),
         server.pipeline(transaction=False) as pipe,
     ):
         pipe.hgetall(key)

@@ -20,7 +20,8 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from glasspoint.errors import L1Error, L1UnavailableError
 from glasspoint.l1 import entry
 from glasspoint.l1.breaker import Breaker
-from glasspoint.l1.epoch import WRONG_EPOCH, Epoch, EpochKeeper, Server, UnidentifiedError
+from glasspoint.l1.departures import has_to_ask, sight_of, what_was_called_off
+from glasspoint.l1.epoch import COMMAND_STATS, WRONG_EPOCH, Epoch, EpochKeeper, Server, UnidentifiedError
 from glasspoint.l1.quarantine import OneKeyError, Quarantine
 from glasspoint.l1.trust import TrustState
 from glasspoint.logs import Throttle, get_logger
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
     from redis.asyncio import Redis
 
     from glasspoint.l1.compression import Packer
+    from glasspoint.l1.departures import Sight
     from glasspoint.l1.epoch import Shard
     from glasspoint.model.codec import StoredCheckpoint
     from glasspoint.model.generics import ResultT
@@ -199,6 +201,11 @@ class Cache:
         """Whether PostgreSQL has no tables for a cache, so that no process can use one on this database."""
         self.written: set[Written] = set()
         """The scopes that this process has changed. `coherence.identity` takes them out."""
+        self.slots: tuple[tuple[int, int], ...] = ()
+        """In a cluster: the ranges of slots of this master, in the topology that is known."""
+        self._sight: Sight | None = None  # what the last look at this node of a cluster has found
+        self.must_begin_anew = False
+        """Whether the cache needs another era. `coherence.identity` resets it."""
 
     def suspect(self, scope: Scope) -> None:
         """Make L1 suspect until the journal is swept, because Redis did not receive a write.
@@ -224,6 +231,7 @@ class Cache:
         """Compare the reign with that of another cache at the first contact: its node has a new address."""
         if other.server is not None:
             self._epochs.follow(other.server)
+        self._sight = other._sight
 
     def lacks_rights(self, error: faults.CannotBeTheCacheError) -> None:
         """Leave this Redis alone until a probe finds that this user has all rights."""
@@ -311,22 +319,45 @@ class Cache:
         self._answered()
         return server
 
-    async def look_at_config_epoch(self) -> int:
-        """Ask a node of a cluster whether a slot has arrived, and begin another epoch if so.
+    async def look_at_node(self) -> int:
+        """Ask a node of a cluster whether a slot has arrived, or the move of one was called off.
+
+        If a slot has arrived, another epoch begins. If a move was called off, the cluster gets to know it.
 
         Returns:
-            The current epoch of the cluster: see `EpochKeeper.look_at_config_epoch`.
+            The current epoch of the cluster: see `NodeLook`.
 
         Raises:
             L1Error: Redis failed.
         """
         try:
-            current_epoch = await self._in_time(self._epochs.look_at_config_epoch)
-            await self._in_time(self._epochs.meet)
+            look = await self._in_time(self._epochs.look_at_node)
+            server = await self._in_time(self._epochs.meet)
+            await self._look_at_departures(server, look.calls_of_migrate)
         except Exception as exc:
             raise self._unavailable(exc) from exc
         self._answered()
-        return current_epoch
+        return look.current_epoch
+
+    async def _look_at_departures(self, server: Server, calls: int) -> None:
+        """Find out whether the move of a slot was called off: see `l1.departures`."""
+        process, known = server.process, self.slots
+        if not has_to_ask(self._sight, calls=calls, process=process, known=known):
+            return
+
+        async def ask() -> list[Any]:
+            # Together, so that no slot moves in between.
+            async with self._redis.pipeline(transaction=False) as pipe:
+                pipe.execute_command(*COMMAND_STATS)
+                pipe.execute_command("CLUSTER", "NODES")
+                return await pipe.execute()
+
+        info, nodes = await self._in_time(ask)
+        text = nodes if isinstance(nodes, str) else nodes.decode()
+        last, self._sight = self._sight, sight_of(info, text, process=process, known=known)
+        if (slots := what_was_called_off(last, self._sight)) and self._shard is not None:
+            self.trust.suspect()
+            self._shard.called_off(self._shard.address, slots)
 
     async def remember(
         self, keys: Sequence[bytes], field: bytes, value: bytes, *, seconds: int
@@ -927,7 +958,7 @@ class Cache:
         self.trust.suspect()
         if previous is not None or self._shard is not None:  # if not, the sweep is under way that met it
             self.trust.look_soon()
-        if previous is None:
+        if previous is None or server.has_other_era_only(previous):
             return
         reigns = _short(server.reign), _short(previous.reign)
         if self._shard is not None and server.process == previous.process:

@@ -13,6 +13,8 @@ and its key has one slot, because the thread is the hash tag. So each step goes 
 - **MOVED**, and a slot without a master: the step is given up, PostgreSQL answers, and the topology is read
   again at once. No master is to blame.
 - **ASK**: the slot is on its way. The scope of a write is in quarantine until its entry could be dropped.
+- **A move that is called off**: its keys may come back after writes have passed them by. The cache begins
+  another era (`l1.departures`).
 - **A master that does not respond** (also CLUSTERDOWN) has its own breaker. The rows of its scopes stay in
   the journal, and do not keep the other masters from being trusted.
 - **A master that was replaced** may have taken writes that its successor does not know: if it was cut off,
@@ -129,6 +131,8 @@ class ClusterCache:
         self._signer: Signer | None = None
         self.is_absent = False
         """Whether PostgreSQL has no tables for a cache: see `Cache.is_absent`."""
+        self.must_begin_anew = False
+        """Whether the cache needs another era. `coherence.identity` resets it."""
         self._written: set[Written] = set()
         self._recent: dict[Scope, tuple[float, Cache]] = {}  # when each scope was last written, and where
         self._is_stale = True  # whether the topology must be read again
@@ -194,9 +198,7 @@ class ClusterCache:
         """
         await self._look()
         asked = self.asked
-        results = await asyncio.gather(
-            *(node.look_at_config_epoch() for node in asked), return_exceptions=True
-        )
+        results = await asyncio.gather(*(node.look_at_node() for node in asked), return_exceptions=True)
         for node, result in zip(asked, results, strict=True):
             if isinstance(result, int) and result > self._current_epoch:
                 # This master knows of a failover that the node that was asked did not know of, perhaps
@@ -204,6 +206,17 @@ class ClusterCache:
                 self._current_epoch, self._ask_first = result, self._address_of(node)
         if self._ask_first is not None:
             await self._look()
+
+    def _called_off(self, address: Address, slots: str) -> None:
+        """Let the cache begin anew, because the move of a slot was called off: see `l1.departures`."""
+        self.must_begin_anew = True
+        _log.warning(
+            "The move of %s away from %s was called off: keys may come back that newer writes have passed "
+            "by. So nothing that stands in L1 (Redis) from before is believed, and the cache warms up anew. "
+            "Finish a move instead (`redis-cli --cluster fix`): that costs nothing.",
+            slots,
+            name_of(address),
+        )
 
     async def _look(self) -> None:
         """Read the topology from the node that is most likely to know it."""
@@ -333,7 +346,8 @@ class ClusterCache:
     def _node_of(self, master: Master) -> Cache:
         node = self._nodes.get(master.address)
         if node is None:
-            place = Shard(master.address, tag_in(master.slots), self._redirected, master.node_id)
+            tag = tag_in(master.slots)
+            place = Shard(master.address, tag, self._redirected, master.node_id, self._called_off)
             node = self._make(self._topology.client(master.address), place, self.quarantine)
             if (former := self._former_address(master)) is not None:
                 node.follow(self._nodes[former])
@@ -342,6 +356,7 @@ class ClusterCache:
             self._nodes[master.address], self._places[master.address] = node, place
         elif not master.owns(slot_of(self._places[master.address].tag)):
             self._places[master.address].tag = tag_in(master.slots)
+        node.slots = master.slots
         return node
 
     def _former_address(self, master: Master) -> Address | None:
@@ -813,7 +828,7 @@ async def masters_of(
 
 @asynccontextmanager
 async def server_of(
-    redis: Redis | RedisCluster, scope: Scope, *, key_prefix: str
+    redis: Redis | RedisCluster, scope: Scope, *, key_prefix: str, era: str = ""
 ) -> AsyncIterator[tuple[Redis, str | None, str | None]]:
     """Find the server that holds the entry of a scope, for a command.
 
@@ -833,4 +848,4 @@ async def server_of(
         if master is None:
             raise L1UnavailableError("The slot of this thread has no master in the Redis Cluster.")
         client = topology.client(master.address)
-        yield client, await reign_of(client, in_cluster=True), name_of(master.address)
+        yield client, await reign_of(client, in_cluster=True, era=era), name_of(master.address)

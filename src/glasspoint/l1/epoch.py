@@ -16,7 +16,8 @@ and a database may be replaced, or set back. This module receives it from outsid
 
 In a Redis Cluster, each master has a reign of its own (see `l1.cluster`). A third part belongs to it: the
 *configuration epoch*, which grows when a slot arrives at the master. There, the reign does not stand in the
-key, but in a field of the entry (`scripts/reign.lua`); in its place, the key names the cluster.
+key, but in a field of the entry (`scripts/reign.lua`); in its place, the key names the cluster. A fourth part
+follows if the move of a slot was called off: the era, which is a part of the identity of L2.
 
 NOSCRIPT alone is not enough. A server keeps its scripts while another server reigns. And before version 7,
 Redis copied scripts: to replicas, into the append-only file, and into snapshots of a server with replicas.
@@ -32,6 +33,7 @@ from importlib import resources
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from glasspoint.errors import L1Error, L1UnavailableError
+from glasspoint.l1.departures import calls_of_migrate
 from glasspoint.model.scope import key_part
 from glasspoint.redis.client import look_again
 from glasspoint.redis.faults import CannotBeTheCacheError, NeverTheCacheError, ReplicaError
@@ -48,9 +50,11 @@ if TYPE_CHECKING:
     from glasspoint.redis.topology import Address
 
 __all__ = [
+    "COMMAND_STATS",
     "WRONG_EPOCH",
     "Epoch",
     "EpochKeeper",
+    "NodeLook",
     "Server",
     "Shard",
     "UnidentifiedError",
@@ -62,6 +66,9 @@ __all__ = [
 
 WRONG_EPOCH = "WRONGEPOCH"
 """The error code of a script that runs in another reign than it was made for."""
+
+COMMAND_STATS = (b"INFO", b"commandstats")
+"""How often a server has executed each command. As bytes, so that no callback of the client parses it."""
 
 # It changes with the meaning of fields or scripts, so that two releases side by side never share an entry.
 _KEY_FORMAT = 3
@@ -108,12 +115,14 @@ class Shard:
         tag: The hash tag of a slot that the master owns, for keys that are not entries.
         redirected: Called if the master says that it does not own a slot.
         node_id: The id of the master: see `topology.Master`.
+        called_off: Called if the move of a slot was called off: the address, and which slot.
     """
 
     address: Address
     tag: str
     redirected: Callable[[Scope | None, Exception], object]
     node_id: str = ""
+    called_off: Callable[[Address, str], object] = lambda address, slots: None
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +131,7 @@ class Server:
 
     Attributes:
         reign: `<run_id>.<master_replid>`, as the server reports them, 40 hexadecimal digits each. In a
-            cluster, a third part follows: the configuration epoch.
+            cluster, a third part follows, the configuration epoch, and perhaps a fourth one, the era.
         version: The server's version, as it reports it.
         shas: Step -> SHA-1 of its script, which is loaded.
     """
@@ -135,6 +144,10 @@ class Server:
     def process(self) -> tuple[str, ...]:
         """The reign without the configuration epoch: it is another one after a restart or a failover."""
         return tuple(self.reign.split(".")[:2])
+
+    def has_other_era_only(self, previous: Server) -> bool:
+        """Tell whether the reign differs from a previous one in nothing but the era."""
+        return self.reign.split(".")[:3] == previous.reign.split(".")[:3]
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,10 +178,24 @@ class Epoch:
         return f"{self.prefix}{_key(scope)}".encode()
 
 
+class NodeLook(NamedTuple):
+    """What a node of a cluster tells of itself in each look.
+
+    Attributes:
+        current_epoch: The current epoch of the cluster, as far as this node knows it. It grows with each
+            failover.
+        calls_of_migrate: How often it has executed MIGRATE: see `l1.departures`.
+    """
+
+    current_epoch: int
+    calls_of_migrate: int
+
+
 class _Reign(NamedTuple):
     run_id: str
     master_replid: str
     config_epoch: str = ""  # of a node of a cluster
+    era: str = ""  # of a cluster: see `Identity.era`
 
     @property
     def name(self) -> str:
@@ -212,6 +239,7 @@ class EpochKeeper:
         self.server: Server | None = None
         """The last known server, trusted or not."""
         self._identity: Identity | None = None
+        self._era = ""  # the last known one
         self.known: Epoch | None = None
         """The epoch of the last known server, `None` while there is no identity for it."""
         self._trusted = False
@@ -236,11 +264,9 @@ class EpochKeeper:
         name, is_entry, _ = rest.partition(":{")
         if not is_entry:
             return False
-        database, _, generation = name.partition(".")
         identity = epoch.identity
-        return reign != identity.reign or (
-            database == identity.database and generation != identity.generation
-        )
+        is_of_database = name.partition(".")[0] == identity.database
+        return reign != identity.reign or (is_of_database and name != identity.name)
 
     def follow(self, server: Server) -> None:
         """Take the last known server from another keeper: the same node had another address."""
@@ -254,6 +280,8 @@ class EpochKeeper:
     def identify(self, identity: Identity | None) -> None:
         """Use the keys of this identity from now on; `None`: there is no identity, and no key."""
         self._identity = identity
+        if self._shard is not None and identity is not None and identity.era != self._era:
+            self._era, self._trusted = identity.era, False  # the scripts name it
         self._compose()
 
     async def refresh(self, wrong: Epoch | None = None) -> Epoch:
@@ -273,24 +301,23 @@ class EpochKeeper:
             )
         return self.known
 
-    async def look_at_config_epoch(self) -> int:
+    async def look_at_node(self) -> NodeLook:
         """Ask a node of a cluster whether a slot has arrived since its reign was asked for.
 
         No script can ask that in each step: it takes longer than the step.
-
-        Returns:
-            The current epoch of the cluster, as far as this node knows it. It grows with each failover.
         """
         server = self.server
-        redis: Any = self._redis
-        info = await redis.execute_command("CLUSTER", "INFO")
+        async with self._redis.pipeline(transaction=False) as pipe:
+            pipe.execute_command("CLUSTER", "INFO")
+            pipe.execute_command(*COMMAND_STATS)
+            info, commands = await pipe.execute()
         if (
             server is not None
             and self.server is server
-            and server.reign.rpartition(".")[2] != _config_epoch(info)
+            and server.reign.split(".")[2:3] != [_config_epoch(info)]
         ):
             self._trusted = False
-        return int(_of_info(info, _CURRENT_EPOCH))
+        return NodeLook(int(_of_info(info, _CURRENT_EPOCH)), calls_of_migrate(commands))
 
     async def meet(self, wrong: Server | None = None) -> Server:
         """Ask the server for its reign and load the scripts, unless the server is trusted.
@@ -302,7 +329,11 @@ class EpochKeeper:
             if self._trusted and self.server is not None and self.server is not wrong:
                 return self.server
             self._trusted = False
-            server = await self._load(*await self._ask())
+            era = None
+            while era != self._era:  # it may change meanwhile
+                era = self._era
+                reign, version = await self._ask()
+                server = await self._load(reign._replace(era=era), version)
             previous, self.server, self._trusted = self.server, server, True
             self._compose()
             if previous is None or previous.reign != server.reign:
@@ -376,19 +407,20 @@ def _id_in(info: dict[str, Any], field: str) -> str:
     return value if value.strip("0") else ""
 
 
-async def reign_of(redis: Redis, *, in_cluster: bool = False) -> str:
+async def reign_of(redis: Redis, *, in_cluster: bool = False, era: str = "") -> str:
     """Ask a Redis for its reign: see `Server.reign`.
 
     Args:
         redis: The client.
         in_cluster: Whether it is a node of a cluster.
+        era: The era of a cluster.
 
     Raises:
         L1Error: This Redis cannot be a cache.
         Exception: The client's error, if Redis does not respond.
     """
     reign, _ = await _ask_for_reign(redis, in_cluster=in_cluster)
-    return reign.name
+    return reign._replace(era=era).name
 
 
 async def _ask_for_reign(redis: Redis, *, in_cluster: bool = False) -> tuple[_Reign, str]:

@@ -44,6 +44,7 @@ from psycopg.rows import tuple_row
 from glasspoint.errors import GlasspointError
 from glasspoint.l2.sql import query
 from glasspoint.logs import get_logger
+from glasspoint.model.identity import next_era
 from glasspoint.model.scope import Scope
 
 if TYPE_CHECKING:
@@ -297,7 +298,7 @@ class Identities:
             )
 
     async def renew(self, look: Look, reign: str, reason: IdentityReason) -> str | None:
-        """Make a new generation, attached to a Redis.
+        """Make a new generation, attached to a Redis; if a move was called off, a new era of the same one.
 
         Args:
             look: The look on which this is based. Its facts are stored.
@@ -311,10 +312,13 @@ class Identities:
             psycopg.Error: PostgreSQL does not respond, or refuses.
         """
         seen = look.attachment
+        generation = secrets.token_hex(8)
+        if reason == "called_off" and seen is not None:
+            generation = next_era(seen.generation, generation)
         params = {
             "cache": self._cache,
             "reign": reign,
-            "generation": secrets.token_hex(8),
+            "generation": generation,
             "facts": json.dumps({**look.facts, _REASON: reason}),
             "seen": seen and seen.generation,
         }
@@ -323,7 +327,7 @@ class Identities:
                 await conn.execute(_SET_LOCK_TIMEOUT, {"timeout": _BARRIER_TIMEOUT})
                 await conn.execute(_WAIT_FOR_FOREIGN_WRITES)
             cursor = await conn.execute(_RENEW, params)
-            return cast("str", params["generation"]) if cursor.rowcount else None
+            return generation if cursor.rowcount else None
 
     async def say_seen(self, generation: str) -> None:
         """Say that the cache is in use."""

@@ -287,11 +287,12 @@ METRICS: dict[str, Metric] = {
             ("reason",),
             "Times that PostgreSQL was not what the cache was filled from.",
             "what made the cache start anew: another `database`, a `timeline`, a `crash`, a `restart`, a "
-            "table that was `truncated`, another Redis (`generation`)",
+            "table that was `truncated`, a slot's move that was `called_off`, another Redis (`generation`)",
             (
                 Query(
                     "Was PostgreSQL replaced, restored or set back?",
-                    'increase(glasspoint_l1_identity_changes_total{reason!~"generation|restart"}[1h]) > 0',
+                    "increase(glasspoint_l1_identity_changes_total"
+                    '{reason!~"generation|restart|called_off"}[1h]) > 0',
                 ),
             ),
         ),

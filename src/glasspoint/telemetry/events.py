@@ -103,7 +103,7 @@ BurstEnd = Literal["applied", "kept", "discarded", "contested", "lost", "error"]
 Outcome = Literal["ok", "error", "cancelled"]
 TurnOutcome = Literal["ok", "error", "interrupted", "cancelled"]
 InvalidationSource = Literal["delete", "prune", "copy", "journal", "audit", "tampered"]
-IdentityReason = Literal["database", "timeline", "crash", "restart", "truncated", "generation"]
+IdentityReason = Literal["database", "timeline", "crash", "restart", "truncated", "called_off", "generation"]
 ForkKind = Literal["shadows", "shadowed", "older_than_parent"]
 Verdict = Literal["consistent", "stale", "raced"]
 DrainResult = Literal["continued", "new", "set_aside", "refused", "lost"]
@@ -174,7 +174,8 @@ class IdentityChanged:
     Attributes:
         reason: `database`: another database, or tables created anew. `timeline`: PostgreSQL was promoted, or
             recovered to an earlier moment. `crash`: it crashed. `restart`: it was restarted, perhaps with
-            other files. `truncated`: a table was emptied. `generation`: the cache has moved to another Redis,
+            other files. `truncated`: a table was emptied. `called_off`: PostgreSQL is the same, and the move
+            of a slot of the Redis Cluster was called off. `generation`: the cache has moved to another Redis,
             or was not used for a long time.
     """
 

@@ -23,8 +23,9 @@ from places import DOCS
 from recorder import Recorder
 from redis_nodes import OPTIONS, Nodes, slot_of
 from states import counts, open_saver, value_of
-from steps import Proxy, Thread, nowhere, readyz, tcp, until
+from steps import Proxy, Thread, nowhere, put_all, readyz, settled, tcp, until
 
+IDENTITIES = "glasspoint_l1_identity_changes_total"
 SOON = 0.05
 THREADS = 12
 
@@ -38,6 +39,10 @@ class Watched:
         cluster = saver._parts.cluster
         assert cluster is not None
         self.cluster: ClusterCache = cluster
+
+    async def turn(self, thread: Thread) -> int | None:
+        """Read a thread: the number of its newest checkpoint."""
+        return await thread.turn(self.saver)
 
     @property
     def reads(self) -> dict[str, int]:
@@ -291,6 +296,133 @@ async def test_an_entry_whose_slot_was_away_is_not_believed_when_it_is_back(
         await until(lambda: one.cluster._nodes["127.0.0.1", source.port].server != reigns[source.port])
         assert not await one.hits(thread)
         assert await until(lambda: one.hits(thread))
+
+
+def key_of(nodes: Nodes, thread: Thread) -> str:
+    """The key of the thread's entry; there is one only."""
+    [key] = nodes.keys(f"glasspoint:*{{{thread.thread_id}}}*")
+    return key.decode()
+
+
+def let_stay(nodes: Nodes, slot: int, key: str, target: EmbeddedRedis) -> EmbeddedRedis:
+    """Begin to move a slot, let a key leave its owner, and call the move off. Return the owner."""
+    source = nodes.begin_move(slot, target)
+    nodes.ask(source, "MIGRATE", "127.0.0.1", target.port, key, 0, 5000)
+    nodes.ask(source, "CLUSTER", "SETSLOT", slot, "STABLE")
+    return source
+
+
+def bring_back(nodes: Nodes, slot: int, key: str, source: EmbeddedRedis, target: EmbeddedRedis) -> None:
+    """Let the key come back, in place of what stands there now."""
+    nodes.ask(target, "MIGRATE", "127.0.0.1", source.port, key, 0, 5000, "REPLACE")
+    nodes.ask(target, "CLUSTER", "SETSLOT", slot, "STABLE")
+
+
+def era_of(one: Watched) -> str | None:
+    """The era that a process uses; `None` while it uses no keys."""
+    identity = one.saver._parts.identity.identity
+    return None if identity is None else identity.era
+
+
+async def test_a_key_that_comes_back_after_its_move_was_called_off_is_not_believed(
+    database: str, nodes: Nodes, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Also in place of a newer entry. Both processes know of it before the key is back."""
+    thread, other, slot = Thread("a"), Thread("b"), slot_of("a")
+    target = next(server for server in nodes.masters() if server is not nodes.master_of(slot))
+    async with watched(database, nodes) as one, watched(database, nodes) as two:
+        await put_all(one.saver, (thread, other))
+        await warm(one, thread, other)
+        assert await two.hits(thread)
+        assert era_of(one) == era_of(two) == ""
+        key = key_of(nodes, thread)
+        source = let_stay(nodes, slot, key, target)
+        await until(lambda: era_of(one) and era_of(one) == era_of(two))
+        era = era_of(one)
+        await thread.put(one.saver)
+        bring_back(nodes, slot, key, source, target)
+        for _ in range(3):
+            for each in one, two:
+                assert await each.turn(thread) == thread.number
+            await thread.put(two.saver)
+        # To come back, the key has left the other master, which did not own its slot: one more era.
+        await until(lambda: era_of(one) not in (era, None) and era_of(one) == era_of(two))
+
+        async def names_the_era() -> bool:
+            await warm(two, thread, other)
+            reign: str = nodes.ask(source, "HGET", key, "reign").decode()
+            return reign.split(".")[3:] == [era_of(two)]
+
+        await until(names_the_era)
+        for each in one, two:
+            assert set(counts(each.registry, IDENTITIES, "reason")) == {"called_off"}
+        name = f"127.0.0.1:{source.port}"
+        assert [line for line in caplog.messages if "was called off" in line and name in line]
+
+
+async def test_a_process_that_knows_no_new_era_yet_misses_no_write(database: str, nodes: Nodes) -> None:
+    """An era does not stand in the keys: otherwise this process would go on reading the old ones."""
+    thread, slot = Thread("a"), slot_of("b")
+    target = next(server for server in nodes.masters() if server is not nodes.master_of(slot))
+    async with (
+        watched(database, nodes) as one,
+        watched(database, nodes, sweep_interval_seconds=600.0) as late,
+    ):
+        moving = Thread("b")
+        await put_all(one.saver, (thread, moving))
+        await warm(one, thread, moving)
+        assert await late.hits(thread)
+        key = key_of(nodes, moving)
+        bring_back(nodes, slot, key, let_stay(nodes, slot, key, target), target)
+        await until(lambda: era_of(one))
+        assert era_of(late) == ""
+        for _ in range(3):
+            await thread.put(one.saver)
+            assert await late.turn(thread) == thread.number
+            await thread.put(late.saver)
+            assert await one.turn(thread) == thread.number
+
+
+async def test_a_move_that_was_called_off_between_two_looks_is_noticed_by_the_next(
+    database: str, nodes: Nodes
+) -> None:
+    thread, slot = Thread("a"), slot_of("a")
+    target = next(server for server in nodes.masters() if server is not nodes.master_of(slot))
+    async with watched(database, nodes, sweep_interval_seconds=600.0) as one:
+        sweeper = one.saver._parts.sweeper
+        await sweeper.round()
+        await thread.put(one.saver)
+        await warm(one, thread)
+        key = key_of(nodes, thread)
+        source = let_stay(nodes, slot, key, target)
+        await thread.put(one.saver)
+        await settled(one.saver, thread)
+        bring_back(nodes, slot, key, source, target)
+        await sweeper.round()
+        assert await one.turn(thread) == thread.number
+        await warm(one, thread)
+
+
+async def test_a_move_that_is_finished_leaves_the_cache_warm(database: str, nodes: Nodes) -> None:
+    """However long it takes, and in how many looks."""
+    moved, near, slot = Thread("a"), Thread("b"), slot_of("a")
+    target = next(server for server in nodes.masters() if server is not nodes.master_of(slot))
+    async with watched(database, nodes, sweep_interval_seconds=600.0) as one:
+        sweeper = one.saver._parts.sweeper
+        await put_all(one.saver, (moved, near))
+        await warm(one, moved, near)
+        source = nodes.begin_move(slot, target)
+        await sweeper.round()
+        nodes.ask(source, "MIGRATE", "127.0.0.1", target.port, key_of(nodes, moved), 0, 5000)
+        await sweeper.round()
+        nodes.end_move(slot, source, target)
+        for _ in range(2):
+            await sweeper.round()
+        nodes.move(slot, source)
+        for _ in range(2):
+            await sweeper.round()
+        assert era_of(one) == ""
+        await warm(one, moved, near)
 
 
 async def test_a_slot_on_its_way_is_answered_by_postgresql(database: str, nodes: Nodes) -> None:

@@ -208,6 +208,7 @@ _IDENTITIES: Mapping[str, str] = {
     "crash": "PostgreSQL has crashed, and recovered",
     "restart": "PostgreSQL was restarted",
     "truncated": "a table of PostgreSQL was emptied, or the signing key renewed",
+    "called_off": "the move of a slot of the Redis Cluster was called off",
     "generation": "PostgreSQL has noted which Redis is its cache now",
 }
 _FORKS: Mapping[str, str] = {
