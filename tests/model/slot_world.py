@@ -290,9 +290,9 @@ class SlotWorld(World):
             tuple(self._is_behind(process, where) for where in (HERE, THERE)),
             self._owner_known_to(process),
             router.is_stale,
-            router._ask_first,
+            router._watched.ask_first,
             router._current_epoch,
-            router._view and router._view.epoch,
+            router._watched.view and router._watched.view.epoch,
             frozenset(router._written),
             frozenset((scope, self._at[node._shard.address]) for scope, (_, node) in router._recent.items()),
         )

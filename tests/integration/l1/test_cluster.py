@@ -383,7 +383,7 @@ async def test_the_view_of_a_node_that_was_cut_off_is_not_used(database: str, no
     """Its configuration epochs are smaller than those that this process knows."""
     async with watched(database, nodes) as one:
         before = set(one.cluster.states())
-        view = one.cluster._view
+        view = one.cluster._watched.view
         assert view is not None
         old = replace(view, masters=view.masters[:1], epoch=view.epoch - 1)
         asked: list[Address] = []
@@ -404,8 +404,8 @@ async def test_two_processes_agree_on_the_name_of_the_cluster(database: str, nod
         server = one.cluster.server
         assert server is not None
         # Another node's id would do as well: the row in PostgreSQL decides.
-        assert one.cluster._view is not None
-        other = max(one.cluster._view.node_ids)
+        assert one.cluster._watched.view is not None
+        other = max(one.cluster._watched.view.node_ids)
         assert server.reign != CLUSTER + other
         async with await psycopg.AsyncConnection.connect(database, autocommit=True) as conn:
             await conn.execute("UPDATE glasspoint_caches SET reign = %s", [CLUSTER + other])
@@ -529,7 +529,7 @@ async def test_a_failover_is_one_warning_that_names_both_masters_and_one_change_
 @pytest.mark.parametrize("what", ["failover", "failover, and nobody had the slots", "other nodes", "moved"])
 async def test_which_change_of_masters_is_a_failover(database: str, nodes: Nodes, what: str) -> None:
     async with watched(database, nodes, sweep_interval_seconds=60.0) as one:
-        view = one.cluster._view
+        view = one.cluster._watched.view
         assert view is not None
         old, *others = view.masters
         [replica] = [id_ for id_, master in view.replicas if master == old.node_id]
@@ -584,7 +584,7 @@ async def test_slots_without_a_master_are_a_warning_once_and_again_when_their_nu
         return [line for line in caplog.messages if "no master" in line]
 
     async with watched(database, nodes, sweep_interval_seconds=60.0) as one:
-        view = one.cluster._view
+        view = one.cluster._watched.view
         assert view is not None
         [first, *others] = view.masters
         start, end = max(first.slots, key=lambda slots: slots[1] - slots[0])
