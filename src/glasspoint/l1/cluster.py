@@ -30,6 +30,7 @@ from __future__ import annotations
 import asyncio
 from contextlib import asynccontextmanager
 from functools import partial
+from math import inf
 from time import monotonic
 from typing import TYPE_CHECKING
 
@@ -85,6 +86,10 @@ CLUSTER = "cluster-"
 # How long a replaced master may have gone on: longer than any sensible `cluster-node-timeout`.
 _RECENT_SECONDS = 60.0
 
+# How long slots must have had no master before that is logged. In a failover, a node may know that the old
+# master has lost its slots a moment before it knows who has them.
+_PASSING_SECONDS = 2.0
+
 # How long one node may take to answer a command.
 _COMMAND_SECONDS = 2.0
 
@@ -137,6 +142,7 @@ class ClusterCache:
         self._told_epoch = 0  # of the last view that showed a failover
         self._masters: dict[str, tuple[Master, View]] = {}  # node id -> master, and where it was seen last
         self._unserved_lines = Throttle()
+        self._unserved_since = -inf  # when a view first showed slots without a master, in the last minute
         self._told_unserved = 0  # the number of slots in the last such line
         self._has_unserved = False  # whether this line was the last one about slots
         self._told_refusal = ""
@@ -226,6 +232,7 @@ class ClusterCache:
     def _saw(self, view: View, before: View | None) -> None:
         if view == before and not self._has_lost_owners:
             self._masters.update((each.node_id, (each, view)) for each in view.masters)
+            self._report_unserved()
         else:
             self._adopt(view)
             self._changed()
@@ -301,12 +308,20 @@ class ClusterCache:
         )
 
     def _report_unserved(self) -> None:
-        """Log how many slots have no master: when the number grows, and at most once a minute otherwise."""
+        """Log how many slots have no master, if that lasts.
+
+        The line comes again when the number grows, and otherwise at most once a minute.
+        """
         unserved = self.unserved_slots
         if not unserved:
             if self._has_unserved:
                 _log.info("All slots of the Redis Cluster have a master again.")
             self._has_unserved = False
+            return
+        now = monotonic()
+        if now - self._unserved_since > self._unserved_lines.seconds:
+            self._unserved_since = now
+        if now - self._unserved_since < _PASSING_SECONDS:
             return
         is_due = bool(self._unserved_lines.due())
         if is_due or unserved > self._told_unserved:

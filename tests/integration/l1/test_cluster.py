@@ -576,9 +576,10 @@ async def test_slots_that_move_are_no_failover(
 
 
 async def test_slots_without_a_master_are_a_warning_once_and_again_when_their_number_grows(
-    database: str, nodes: Nodes, caplog: pytest.LogCaptureFixture
+    database: str, nodes: Nodes, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     caplog.set_level("INFO", logger="glasspoint")
+    monkeypatch.setattr("glasspoint.l1.cluster._PASSING_SECONDS", 0.0)
 
     def lines() -> list[str]:
         return [line for line in caplog.messages if "no master" in line]
@@ -613,6 +614,33 @@ async def test_slots_without_a_master_are_a_warning_once_and_again_when_their_nu
         assert "3 of 16384" in lines()[1]
         views.append(view)
         await one.cluster._look()
+
+
+async def test_slots_without_a_master_are_no_warning_if_a_failover_gives_them_one(
+    database: str, nodes: Nodes, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In between, a node may know that the old master has lost its slots, and not yet who has them."""
+    caplog.set_level("INFO", logger="glasspoint")
+    now = 1000.0
+    async with watched(database, nodes, sweep_interval_seconds=60.0) as one:
+        view = one.cluster._watched.view
+        assert view is not None
+        partial = replace(view, masters=view.masters[1:])
+
+        async def look_at(seconds: float, seen: View) -> list[str]:
+            nonlocal now
+            now = 1000.0 + seconds
+            monkeypatch.setattr(one.cluster._topology, "look", lambda *_, **__: asyncio.sleep(0, seen))
+            await one.cluster._look()
+            return [line for line in caplog.messages if "no master" in line or "have a master" in line]
+
+        monkeypatch.setattr("glasspoint.l1.cluster.monotonic", lambda: now)
+        assert not await look_at(0.0, partial)
+        assert not await look_at(1.9, partial)
+        assert not await look_at(2.1, view)
+        assert not await look_at(100.0, partial)
+        assert len(await look_at(102.1, partial)) == 1, "nothing has changed, but it lasts"
+        assert len(await look_at(103.0, view)) == 2
 
 
 async def test_without_the_right_to_ask_for_the_topology_an_error_names_commands_and_rule(
