@@ -3,20 +3,29 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import re
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from io import StringIO
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from command_line import glasspoint
 from glasspoint.cli.browsing import Browser
 from glasspoint.cli.check import Finding, run_checks
+from glasspoint.demo.model import RecallingChatModel
+from glasspoint.demo.servers import Servers
+from glasspoint.demo.story import tell_story
+from glasspoint.demo.telemetry import observe
 from glasspoint.embedded import EmbeddedRedis
 from glasspoint.l2.target import Target
+from histories import id_at
 from places import DOCS, SRC
 from redis_nodes import Nodes, slot_of
 from redis_tier import opened
@@ -250,6 +259,41 @@ async def test_check_names_a_frozen_master_and_checks_the_others(database: str, 
     assert found["Identity"].status == "ok", found["Identity"].detail
 
 
+async def test_prune_leaves_out_the_threads_of_a_lost_master_until_it_is_back(
+    database: str, nodes: Nodes
+) -> None:
+    """And `migrate`, which a person runs once, copies nothing until all masters are there."""
+    threads = {nodes.master_of(slot_of(name)).port: name for name in "abcdefgh"}
+    async with open_saver(database, url_of(nodes)) as saver:
+        for name in threads.values():
+            thread = Thread(name)
+            for days in (50, 40):
+                config, checkpoint, metadata, versions = thread.next_put(saver)
+                checkpoint["id"] = id_at(datetime.now(UTC) - timedelta(days=days))
+                thread.newest = await saver.aput(config, checkpoint, metadata, versions)
+
+    async def run(*words: str) -> tuple[int, dict[str, Any]]:
+        variables = {"POSTGRES_URL": database, "REDIS_URL": url_of(nodes)}
+        done = await asyncio.to_thread(glasspoint, *words, "--json", **variables)
+        return done.returncode, json.loads(done.stdout)
+
+    [lost] = [server for server in nodes.masters() if server.port == next(iter(threads))]
+    for server in (*nodes.replicas_of(lost), lost):
+        server.kill()
+    try:
+        status, report = await run("prune", "--older-than", "30d")
+        assert status == 0, report
+        assert (report["checkpoints"], report["threads"], report["skipped_threads"]) == (2, 2, 1)
+        status, report = await run("migrate", "--from", database)
+        assert status == 1
+        assert f"127.0.0.1:{lost.port}" in report["error"]
+        assert "nothing was" in report["error"]
+    finally:
+        nodes.heal()
+    status, report = await run("prune", "--older-than", "30d")
+    assert (status, report["checkpoints"], report["skipped_threads"]) == (0, 1, 0)
+
+
 async def test_check_warns_of_slots_that_nobody_serves(database: str, nodes: Nodes) -> None:
     async with open_saver(database, url_of(nodes)):
         pass
@@ -277,3 +321,17 @@ def test_no_client_is_opened_in_a_way_that_asks_all_nodes_of_a_cluster_for_their
     """`async with` of a `RedisCluster` waits for each node, and needs a right for COMMAND."""
     for path in SRC.rglob("*.py"):
         assert "async with await connect_redis(" not in path.read_text("utf-8"), path
+
+
+async def test_the_story_of_the_demo_goes_as_expected_and_leaves_nothing(database: str, nodes: Nodes) -> None:
+    nodes.ask(nodes.master_of(slot_of("somebody's")), "SET", "somebody's", "data")
+    before, shown = nodes.keys(), StringIO()
+    servers = Servers(database, url_of(nodes), own_postgres=None, own_redis=None)
+    with observe(lost=pytest.fail) as observed:
+        console = Console(file=shown, width=80)
+        goes_well = await tell_story(console, servers, observed, RecallingChatModel(), thread_id="told")
+    said = shown.getvalue()
+    assert goes_well, said
+    assert re.findall(r"as expected, L1 says (\w+)", said) == ["absent", "hit", "miss"]
+    assert "only this conversation's own entries were" in said
+    assert nodes.keys() == before
