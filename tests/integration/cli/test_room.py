@@ -64,6 +64,7 @@ class Limits(NamedTuple):
         Limits("LIMIT of the database is 15, 0 in use: no second process fits", False, database=15),
         Limits("LIMIT of the database is 20, 1 in use: room for 1 more process", True, 10, 1, database=20),
         Limits("LIMIT of the role checked is 30, 1 in use: room for 2", True, 10, 1, role=30, database=40),
+        Limits("the server allows this role 197, 1 in use: room for 19 more processes", True, role=196),
     ],
 )
 async def test_it_says_for_how_many_processes_there_are_connections(
@@ -152,22 +153,29 @@ async def test_nothing_is_kept_from_a_superuser(reserving: Reserving) -> None:
 
 # ------------------------------------------------------------------ what is no client
 
-# Process, role, database, name and kind, as `pg_stat_activity` shows them to a role without further rights.
-_SEEN = [
+Session = tuple[int, str | None, str | None, str, str | None]
+"""Process, role, database, name and kind, as `pg_stat_activity` shows them to a role without rights."""
+
+_BACKGROUND: list[Session] = [
     (1, None, None, "", None),  # the launcher of autovacuum
     (2, None, "test", "", None),  # one of its workers
     (3, "postgres", None, "", None),  # the launcher of logical replication
     (4, "checked", "test", "", "parallel worker"),
+]
+_CLIENTS: list[Session] = [
     (5, "checked", "test", "glasspoint", "client backend"),
-    (6, "postgres", "test", "", None),  # a client of another role
+    (6, "postgres", "test", "", None),  # of another role
 ]
 
 
-async def test_background_processes_are_no_clients(postgres: EmbeddedPostgres, database: str) -> None:
-    """The sessions are made up, in a table that stands before the view: nobody can wait for autovacuum."""
+async def room_beside(database: str, sessions: list[Session], *, limit: int = -1, **options: Any) -> Finding:
+    """What `check` says of these sessions.
+
+    They are made up, in a table that stands before the view: nobody can wait for a worker of autovacuum.
+    """
     url = make_conninfo(database, user="checked", options="-c search_path=seen,pg_catalog")
     with psycopg.connect(database, autocommit=True) as admin:
-        admin.execute("CREATE ROLE checked LOGIN")
+        admin.execute(f"CREATE ROLE checked LOGIN CONNECTION LIMIT {limit}")
         try:
             admin.execute("CREATE SCHEMA seen AUTHORIZATION checked")
             admin.execute(
@@ -175,20 +183,31 @@ async def test_background_processes_are_no_clients(postgres: EmbeddedPostgres, d
                 "(pid int, usesysid oid, datid oid, application_name text, backend_type text)"
             )
             admin.execute("GRANT SELECT ON seen.pg_stat_activity TO checked")
-            for pid, role, name, application, kind in _SEEN:
+            for pid, role, name, application, kind in sessions:
                 admin.execute(
                     "INSERT INTO seen.pg_stat_activity VALUES (%s, (SELECT oid FROM pg_roles WHERE rolname "
                     "= %s), (SELECT oid FROM pg_database WHERE datname = %s), %s, %s)",
                     (pid, role, name, application, kind),
                 )
-            found = await room(url)
+            return await room(url, **options)
         finally:
             admin.execute("DROP SCHEMA IF EXISTS seen CASCADE")
             admin.execute("DROP ROLE checked")
+
+
+async def test_background_processes_are_no_clients(database: str) -> None:
+    found = await room_beside(database, [*_BACKGROUND, *_CLIENTS])
     assert "allows this role 197, 2 in use (1 of them by Glasspoint)" in found.detail
 
 
-async def test_a_process_of_replication_is_no_client(postgres: EmbeddedPostgres, database: str) -> None:
+async def test_with_more_clients_than_a_limit_that_was_lowered_there_is_no_room(database: str) -> None:
+    of_role: list[Session] = [(n, "checked", "test", "", "client backend") for n in range(5)]
+    found = await room_beside(database, of_role, limit=3, pool_max_size=1)
+    assert found.status == "warning"
+    assert "the role checked is 3, 5 in use: no further process fits" in found.detail
+
+
+async def test_a_process_of_replication_is_no_client(database: str) -> None:
     """It has a role and a database, and `max_wal_senders` counts it, not `max_connections`."""
     url = make_conninfo(database, user="checked")
     with psycopg.connect(database, autocommit=True) as admin:
