@@ -7,6 +7,7 @@ import json
 import os
 import re
 import signal
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
@@ -27,7 +28,7 @@ from glasspoint.embedded import EmbeddedRedis
 from glasspoint.l2.target import Target
 from histories import id_at
 from places import DOCS, SRC
-from redis_nodes import Nodes, slot_of
+from redis_nodes import Nodes, slot_of, start_node
 from redis_tier import opened
 from states import open_saver
 from steps import Thread, settled
@@ -52,6 +53,7 @@ async def test_check_passes_and_names_the_shards(database: str, nodes: Nodes) ->
             assert f"127.0.0.1:{server.port}" in found["Redis"].detail
         assert identity is not None
         assert identity in found["Identity"].detail, "the cache of the service, not a new one"
+        assert "other database" not in found["Identity"].detail
         assert saver.status.identity == identity
 
 
@@ -66,6 +68,42 @@ async def test_check_names_the_shard_that_refuses(database: str, nodes: Nodes) -
         nodes.ask(server, "CONFIG", "SET", "maxmemory", 0)
     assert redis.status == "failed"
     assert f"The shard 127.0.0.1:{server.port}" in redis.detail
+
+
+async def test_check_skips_what_needs_redis_if_no_master_can_be_the_cache(
+    database: str, nodes: Nodes
+) -> None:
+    masters = nodes.masters()
+    for server in masters:
+        nodes.ask(server, "CONFIG", "SET", "maxmemory", 1)
+    try:
+        found = await find(database, nodes)
+    finally:
+        for server in masters:
+            nodes.ask(server, "CONFIG", "SET", "maxmemory", 0)
+    assert "0 of 3 masters can be the cache" in found["Redis"].detail
+    assert {found[name].status for name in ("Eviction", "Identity", "Outage")} == {"skipped"}
+
+
+async def redis_of(database: str, url: str, **options: Any) -> str:
+    """Return why `check` takes this Redis for no cache."""
+    checks = run_checks(database, url, saver_options=options, timeout_seconds=30.0)
+    [found] = [each async for each in checks if each.name == "Redis"]
+    assert found.status == "failed"
+    return found.detail
+
+
+async def test_check_names_what_is_no_cluster_to_work_on(database: str, nodes: Nodes) -> None:
+    one_of_many = f"redis://127.0.0.1:{nodes.servers[0].port}"
+    assert "Redis Cluster" in await redis_of(database, one_of_many, redis_mode="single")
+    with start_node() as without_slots:
+        url = f"redis+cluster://127.0.0.1:{without_slots.port}"
+        assert await redis_of(database, url) == "no master of the Redis Cluster owns a slot."
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"redis+cluster://127.0.0.1:{silent.getsockname()[1]}"
+        assert "no node of the Redis Cluster that REDIS_URL names answers within 2 s" in await redis_of(
+            database, url
+        )
 
 
 async def test_check_warns_of_eviction_which_the_tier_redis_cannot_afford(
@@ -256,6 +294,8 @@ async def test_check_names_a_frozen_master_and_checks_the_others(database: str, 
     assert found["Redis"].status == "failed"
     assert f"{name} does not answer within 2 s" in found["Redis"].detail
     assert "2 of 3 masters can be the cache" in found["Redis"].detail
+    assert found["Eviction"].status == "warning"
+    assert f"not known for all servers: {name} does not answer" in found["Eviction"].detail
     assert found["Identity"].status == "ok", found["Identity"].detail
 
 
@@ -309,11 +349,15 @@ async def test_check_warns_of_slots_that_nobody_serves(database: str, nodes: Nod
     assert "1 of 16384 slots have no master" in redis.detail
 
 
-async def test_the_conversation_says_on_which_master_it_was(database: str, nodes: Nodes) -> None:
+async def test_the_conversation_says_on_which_master_it_was(
+    database: str, nodes: Nodes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("glasspoint.cli.check.uuid4", lambda: "known")
     async with open_saver(database, url_of(nodes)):
         pass
     said = (await find(database, nodes))["Conversation"].detail
     [(slot, place)] = re.findall(r"the slot (\d+) of the scratch thread is on ([\d.:]+)", said)
+    assert int(slot) == slot_of("glasspoint-check-known")
     assert place == f"127.0.0.1:{nodes.master_of(int(slot)).port}"
 
 
