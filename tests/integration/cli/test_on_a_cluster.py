@@ -8,11 +8,11 @@ import os
 import re
 import signal
 import socket
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import aclosing, contextmanager
 from datetime import UTC, datetime, timedelta
 from io import StringIO
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from rich.console import Console
@@ -87,10 +87,15 @@ async def test_check_skips_what_needs_redis_if_no_master_can_be_the_cache(
 
 async def redis_of(database: str, url: str, **options: Any) -> str:
     """Return why `check` takes this Redis for no cache."""
-    checks = run_checks(database, url, saver_options=options, timeout_seconds=30.0)
-    [found] = [each async for each in checks if each.name == "Redis"]
-    assert found.status == "failed"
-    return found.detail
+    checks = cast(
+        "AsyncGenerator[Finding]", run_checks(database, url, saver_options=options, timeout_seconds=30.0)
+    )
+    async with aclosing(checks):  # what comes after it would wait for a silent server, too
+        async for each in checks:
+            if each.name == "Redis":
+                assert each.status == "failed"
+                return each.detail
+    raise AssertionError
 
 
 async def test_check_names_what_is_no_cluster_to_work_on(database: str, nodes: Nodes) -> None:
