@@ -4,23 +4,21 @@ from __future__ import annotations
 
 import os
 import platform
-import time
+import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import psycopg
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 from psycopg_pool import AsyncConnectionPool
-from redis import Redis as SyncRedis
 from redis.asyncio import Redis
 
 from glasspoint.embedded import EmbeddedPostgres, EmbeddedRedis
-from glasspoint.errors import EmbeddedServerUnavailable
 from glasspoint.l2.pool import postgres_conninfo
 
 
@@ -41,50 +39,17 @@ def servers(*, durable: bool = True) -> Iterator[tuple[str, str]]:
         yield postgres_url, redis_url
 
 
-SLOTS: Final = 16_384
-START_ATTEMPTS: Final = 5
-FORMING_SECONDS: Final = 30.0
-
-
 @contextmanager
 def redis_cluster(masters: int) -> Iterator[list[EmbeddedRedis]]:
     """A new Redis Cluster of so many masters, without replicas."""
+    sys.path.append(str(Path(__file__).parents[2] / "tests" / "support"))
+    from redis_nodes import Nodes, start_node, wait
+
     with ExitStack() as started:
-        servers = [started.enter_context(_node()) for _ in range(masters)]
-        for number, server in enumerate(servers):
-            with SyncRedis(host="127.0.0.1", port=server.port) as client:
-                client.execute_command("CLUSTER", "SET-CONFIG-EPOCH", number + 1)
-                mine = range(SLOTS * number // masters, SLOTS * (number + 1) // masters)
-                client.execute_command("CLUSTER", "ADDSLOTS", *mine)
-                if number:
-                    client.execute_command("CLUSTER", "MEET", "127.0.0.1", servers[0].port)
-        deadline = time.monotonic() + FORMING_SECONDS
-        while not all(_knows_all(server, masters) for server in servers):
-            if time.monotonic() > deadline:
-                raise SystemExit("The nodes of the Redis Cluster do not find each other: not measured.")
-            time.sleep(0.05)
-        yield servers
-
-
-def _node() -> EmbeddedRedis:
-    """A server that may join a cluster. It has a second port, 10,000 above the first, which may be taken."""
-    for attempt in range(1, START_ATTEMPTS + 1):
-        server = EmbeddedRedis()
-        try:
-            server.start("--cluster-enabled", "yes")
-        except EmbeddedServerUnavailable:
-            server.close()
-            if attempt == START_ATTEMPTS:
-                raise
-        else:
-            return server
-    raise AssertionError
-
-
-def _knows_all(server: EmbeddedRedis, masters: int) -> bool:
-    with SyncRedis(host="127.0.0.1", port=server.port, decode_responses=True) as client:
-        info: dict[str, str] = client.execute_command("CLUSTER INFO")
-    return info["cluster_state"] == "ok" and info["cluster_size"] == str(masters)
+        nodes = Nodes([started.enter_context(start_node()) for _ in range(masters)])
+        nodes.give_slots(masters)
+        wait(lambda: all(map(nodes.serves_all_slots, nodes.servers)))
+        yield nodes.servers
 
 
 @dataclass(frozen=True)

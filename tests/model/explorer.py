@@ -24,6 +24,7 @@ from glasspoint.l1.cache import Cache
 from glasspoint.l1.cluster import ClusterCache
 from glasspoint.l1.epoch import EpochKeeper
 from glasspoint.l2.retrying import Retries
+from glasspoint.redis.watched import WatchedTopology
 from glasspoint.savers.bursts import Bursts
 from model.cast import clock, new_token
 from model.frozen import FrozenLoop, NoSleep
@@ -162,7 +163,7 @@ def _patched() -> Iterator[None]:
         patch.setitem(bursts, "monotonic", lambda: 0.0)
         cluster = ClusterCache.connect.__globals__
         patch.setitem(cluster, "monotonic", lambda: 0.0)
-        patch.setitem(cluster, "random", SimpleNamespace(shuffle=lambda _: None))
+        patch.setitem(WatchedTopology.read.__globals__, "random", SimpleNamespace(shuffle=lambda _: None))
         patch.setitem(cache, "asyncio", NoSleep())
         patch.setitem(Retries.run.__globals__, "asyncio", NoSleep())
         sweeping = Sweeper.round.__globals__

@@ -96,7 +96,7 @@ def _parts_of(saver: Any) -> tuple[Any, ...]:
     """What of a saver remembers anything about L1 or L2."""
     caches = caches_of(saver)
     l1 = [part for each in caches for part in (each, each.breaker, each.trust, each._epochs)]
-    router = () if saver._parts.cluster is None else (saver._l1,)
+    router = () if saver._parts.cluster is None else (saver._l1, saver._l1._watched)
     parts = saver._l1.quarantine, saver._parts.identity, saver._parts.sweeper
     return (*router, *l1, *parts, saver._bursts, saver._bursts._fences)
 

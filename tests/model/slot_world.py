@@ -318,9 +318,9 @@ class SlotWorld(World):
             tuple(self._is_behind(process, where) for where in (HERE, THERE)),
             self._owner_known_to(process),
             router.is_stale,
-            router._ask_first,
+            router._watched.ask_first,
             router._current_epoch,
-            router._view and router._view.epoch,
+            router._watched.view and router._watched.view.epoch,
             router.must_begin_anew,
             tuple(
                 node._sight and (node._sight.calls, bool(node._sight.leaving), node._sight.owned)

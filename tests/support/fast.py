@@ -56,6 +56,7 @@ FAST = frozenset({
     "test_trace_tempo.py",
     "test_untrusted_redis.py",
     "test_warm_up.py",
+    "test_watched_topology.py",
 })  # fmt: skip
 """Files below tests/, by name, whose other tests take about a second at most."""
 

@@ -286,6 +286,7 @@ class Fake:
         self.loses_turns = False
         self.gives_no_connection = False
         self.redis_is_away = False
+        self.a_master_is_away = False
         self.note = ""
         self.may_answer = threading.Event()
         self.may_answer.set()
@@ -372,8 +373,10 @@ class Fake:
             if self.gives_no_connection:
                 figures["pool"] = {"in_use": 0, "idle": 0, "max": 10, "waiting": 6}
                 figures["errors"] = {"put": 3.0}
-            if self.redis_is_away:
+            if self.redis_is_away or self.a_master_is_away:
                 figures["breaker"] = "open"
+            if self.redis_is_away:
+                figures["hit"] = {"rate": 0.0, "p50": None, "p99": None}
                 figures["reads"] |= {"results": {"unavailable": figures["reads"]["rate"]}, "hit_ratio": 0.0}
             each: dict[str, Any] = {"here": figures}
             for name in peers:

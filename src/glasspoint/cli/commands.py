@@ -308,7 +308,8 @@ def prune(
     What is needed stays: the newest checkpoint of each thread, and what it and younger ones are rebuilt
     from. In short transactions, of which each finished one stays done; may be run again, or twice at once.
 
-    Redis must be reachable, for it is told of everything that goes. Ctrl-C ends after the batch under way.
+    Redis must be reachable, for it is told of everything that goes. Of a Redis Cluster, the threads of a
+    master that is away stay until the next run. Ctrl-C ends after the batch under way.
     The CHECKPOINT_... variables count as for the service.
 
     Better set the environment variables than the options: other users of a machine can read its command
@@ -478,7 +479,8 @@ def _report_json(report: PruneReport | None, failure: str) -> dict[str, object]:
 
 
 def _report_table(report: PruneReport) -> RenderableType:
-    skipped = ("skipped", f"{report.skipped_threads:,} threads that were in use")
+    why = "in use, or Redis has no master for them now"
+    skipped = ("skipped", f"{report.skipped_threads:,} threads: {why}")
     grid = counts_table(
         "would remove" if report.dry_run else "removed",
         f"what is older than {report.cutoff:%Y-%m-%d %H:%M} UTC, and not needed",

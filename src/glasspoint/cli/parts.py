@@ -30,7 +30,7 @@ from glasspoint.errors import (
     L1UnavailableError,
     L2UnavailableError,
 )
-from glasspoint.l1.cluster import masters_of
+from glasspoint.l1.cluster import servers_of
 from glasspoint.l2.pool import connect, in_one_line, postgres_conninfo
 from glasspoint.model.urls import address_text
 from glasspoint.redis import detection
@@ -40,7 +40,6 @@ from glasspoint.redis.location import PORTS
 from glasspoint.redis.permissions import check_permissions
 from glasspoint.redis.timeouts import answered_within
 from glasspoint.redis.tls import named
-from glasspoint.redis.topology import tag_in
 from glasspoint.savers.cached import CachedPostgresSaver
 
 if TYPE_CHECKING:
@@ -292,21 +291,27 @@ async def opened_redis(
         yield redis
 
 
-async def _check_servers(redis: Redis | RedisCluster, key_prefix: str, undone: str) -> None:
-    """Check that Redis (of a cluster each master) responds, and that this user has the cache's rights."""
+async def _check_servers(
+    redis: Redis | RedisCluster, key_prefix: str, undone: str, *, needs_all: bool
+) -> None:
+    """Check that Redis responds, and that this user has the cache's rights.
 
-    async def check(server: Redis, tag: str | None) -> None:
-        at = f"{name_of_server(server)}, "
-        with _or_unavailable(undone, at), answered_within(REDIS_SECONDS):
-            await check_permissions(server, key_prefix, tag=tag)
-
-    if not isinstance(redis, RedisCluster):
-        await check(redis, None)
-        return
+    In a cluster, each master is asked; without `needs_all`, one that responds is enough.
+    """
+    away: list[L1UnavailableError] = []
     with _or_unavailable(undone):
-        async with masters_of(redis, key_prefix=key_prefix) as (topology, masters):
-            for master in masters:
-                await check(topology.client(master.address), tag_in(master.slots))
+        async with servers_of(redis, key_prefix=key_prefix) as servers:
+            for server, tag in servers:
+                try:
+                    with (
+                        _or_unavailable(undone, f"{name_of_server(server)}, "),
+                        answered_within(REDIS_SECONDS),
+                    ):
+                        await check_permissions(server, key_prefix, tag=tag)
+                except L1UnavailableError as exc:
+                    away.append(exc)
+    if away and (needs_all or len(away) == len(servers)):
+        raise away[0]
 
 
 def name_of_server(redis: Redis) -> str:
@@ -329,7 +334,13 @@ def _or_unavailable(undone: str, at: str = "") -> Iterator[None]:
 
 
 async def check_cache(
-    postgres_url: str, redis_url: str, options: Mapping[str, Any], *, key_prefix: str, undone: str
+    postgres_url: str,
+    redis_url: str,
+    options: Mapping[str, Any],
+    *,
+    key_prefix: str,
+    undone: str,
+    needs_all: bool = True,
 ) -> None:
     """Check, before PostgreSQL is changed, that Redis can be told of the changes, and is the service's Redis.
 
@@ -339,13 +350,14 @@ async def check_cache(
         options: See `saver_options`.
         key_prefix: The beginning of the service's keys in Redis.
         undone: What the error says was not done: "removed", for example.
+        needs_all: Whether each master of a Redis Cluster must respond, and not only one.
 
     Raises:
         L1Error: Redis does not respond, or this user lacks a right; the message names the rule to add.
         ConfigurationError: This is not the Redis, or the key prefix, of the service.
     """
     async with opened_redis(redis_url, options, timeout_seconds=REDIS_SECONDS) as redis:
-        await _check_servers(redis, key_prefix, undone)
+        await _check_servers(redis, key_prefix, undone, needs_all=needs_all)
         with suppress(psycopg.Error, RedisError, L1Error):  # the saver meets these too, and explains them
             async with await connect_once(postgres_url, options, primary=True) as conn:
                 obstacle = await why_not_to_attach(conn, redis, key_prefix=key_prefix)

@@ -73,6 +73,7 @@ class PruneRun:
                 self._saver_options,
                 key_prefix=self._key_prefix,
                 undone="removed",
+                needs_all=False,  # the threads of a master that is away are left out
             )
         saver_class = UnattachedSaver if dry_run else CachedPostgresSaver
         async with saver_class.from_conn_string(

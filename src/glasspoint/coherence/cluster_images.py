@@ -40,6 +40,7 @@ from glasspoint.redis.topology import (
     tag_in,
     tag_of_range,
 )
+from glasspoint.redis.watched import WatchedTopology
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -90,9 +91,7 @@ class InCluster:
         self._last_used = last_used
         self._key_prefix = key_prefix
         self._timeout = timeout_seconds
-        self._view: View | None = None
-        self._is_stale = True
-        self._lock = asyncio.Lock()
+        self._watched = WatchedTopology(self._topology, adopt=self._forget_others)
         self._nodes: dict[Address, _Node] = {}
         self._records: dict[int, tuple[bytes, Identity]] = {}  # number of a range -> its record
         self._has_warned = False
@@ -201,29 +200,23 @@ class InCluster:
             try:
                 return await ask(view)
             except (_MovedError, ReplicaError):
-                self._is_stale = True
+                self._watched.doubt()
             except RedisUnavailableError:
-                self._is_stale = True  # perhaps a replica has taken over: the next call looks
+                self._watched.doubt()  # perhaps a replica has taken over: the next call looks
                 raise
         raise RedisUnavailableError(f"The slot of the thread has no master: {_UNKNOWN}")
 
     async def _look(self) -> View:
-        async with self._lock:
-            return await self._look_again() if self._view is None or self._is_stale else self._view
-
-    async def _look_again(self) -> View:
-        epoch = 0 if self._view is None else self._view.epoch
         try:
-            view = await self._topology.look(epoch=epoch)
+            return await self._watched.known()
         except Exception as exc:
             raise RedisUnavailableError(
                 f"No node of the Redis Cluster tells its topology ({type(exc).__name__}): {_UNKNOWN}"
             ) from exc
+
+    def _forget_others(self, view: View, before: View | None) -> None:
         addresses = {master.address for master in view.masters}
         self._nodes = {address: node for address, node in self._nodes.items() if address in addresses}
-        await self._topology.close_others(addresses)
-        self._view, self._is_stale = view, False
-        return view
 
     def _node_of(self, view: View, slot: int) -> _Node:
         master = _master_of(view, slot)

@@ -119,7 +119,7 @@ _BUTTONS = (
         "stop_postgres",
         "PostgreSQL",
         "Stop PostgreSQL",
-        "Hits go on, writes fail. Seconds later a new pod takes over, and works in Redis alone.",
+        "Hits go on, writes fail. Seconds later a new pod takes over, in a lower tier.",
         _POSTGRES,
         "PostgreSQL is being stopped …",
     ),

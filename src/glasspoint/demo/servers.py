@@ -9,10 +9,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pydantic import SecretStr
-from redis.asyncio import RedisCluster
 
 from glasspoint.embedded import EmbeddedPostgres, EmbeddedRedis
-from glasspoint.l1.cluster import masters_of
+from glasspoint.l1.cluster import servers_of
 from glasspoint.l1.epoch import keys_of
 from glasspoint.model.scope import Scope
 from glasspoint.redis.detection import opened_redis
@@ -28,7 +27,6 @@ if TYPE_CHECKING:
 __all__ = ["Servers", "own_servers", "run_servers"]
 
 _REDIS_TIMEOUT_SECONDS = 2.0
-_KEY_PREFIX = "glasspoint"  # the saver's default
 
 
 @dataclass(frozen=True)
@@ -96,7 +94,7 @@ class Servers:
 
     async def forget_cached(self, scopes: Iterable[Scope]) -> None:
         """Remove the entries of these scopes from Redis, and nothing else."""
-        patterns = [keys_of(scope, key_prefix=_KEY_PREFIX) for scope in scopes]
+        patterns = [keys_of(scope, key_prefix=self._key_prefix) for scope in scopes]
         async with self._each_redis() as servers:
             for redis in servers:
                 for pattern in patterns:
@@ -106,14 +104,16 @@ class Servers:
     @asynccontextmanager
     async def _each_redis(self) -> AsyncIterator[list[Redis]]:
         """Connect to Redis; to a cluster: to each of its masters."""
-        async with opened_redis(
-            self.redis_url, timeout_seconds=_REDIS_TIMEOUT_SECONDS, mode=self.redis_mode
-        ) as redis:
-            if not isinstance(redis, RedisCluster):
-                yield [redis]
-                return
-            async with masters_of(redis, key_prefix=_KEY_PREFIX) as (topology, masters):
-                yield [topology.client(master.address) for master in masters]
+        seconds, mode = _REDIS_TIMEOUT_SECONDS, self.redis_mode
+        async with (
+            opened_redis(self.redis_url, timeout_seconds=seconds, mode=mode) as redis,
+            servers_of(redis, key_prefix=self._key_prefix) as servers,
+        ):
+            yield [server for server, _ in servers]
+
+    @property
+    def _key_prefix(self) -> str:
+        return self.settings(fallbacks=()).key_prefix
 
 
 def own_servers(settings: Settings) -> set[str]:

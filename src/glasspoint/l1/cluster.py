@@ -30,9 +30,9 @@ cluster, the cache gets another name and another generation.
 from __future__ import annotations
 
 import asyncio
-import random
 from contextlib import asynccontextmanager
 from functools import partial
+from math import inf
 from time import monotonic
 from typing import TYPE_CHECKING
 
@@ -51,6 +51,7 @@ from glasspoint.redis.permissions import check_permissions
 from glasspoint.redis.signature import Signer
 from glasspoint.redis.tls import named
 from glasspoint.redis.topology import SLOTS, Address, Topology, name_of, owner_of, slot_of, tag_in
+from glasspoint.redis.watched import WatchedTopology
 from glasspoint.telemetry.events import EpochChanged
 
 if TYPE_CHECKING:
@@ -76,6 +77,7 @@ __all__ = [
     "masters_of",
     "reign_in",
     "server_of",
+    "servers_of",
 ]
 
 _log = get_logger("glasspoint.l1")
@@ -85,6 +87,10 @@ CLUSTER = "cluster-"
 
 # How long a replaced master may have gone on: longer than any sensible `cluster-node-timeout`.
 _RECENT_SECONDS = 60.0
+
+# How long slots must have had no master before that is logged. In a failover, a node may know that the old
+# master has lost its slots a moment before it knows who has them.
+_PASSING_SECONDS = 2.0
 
 # How long one node may take to answer a command.
 _COMMAND_SECONDS = 2.0
@@ -116,7 +122,7 @@ class ClusterCache:
         """
         self._changed = changed
         self._finder = Finder(self, breaker)
-        self._view: View | None = None
+        self._watched = WatchedTopology(topology, adopt=self._saw)
         self._current_epoch = 0  # of the cluster: the greatest that a master has told
         self._forgotten_at = 0.0  # when old items of `_recent` were removed
         self._topology = topology
@@ -135,13 +141,12 @@ class ClusterCache:
         """Whether the cache needs another era. `coherence.identity` resets it."""
         self._written: set[Written] = set()
         self._recent: dict[Scope, tuple[float, Cache]] = {}  # when each scope was last written, and where
-        self._is_stale = True  # whether the topology must be read again
-        self._ask_first: Address | None = None
-        self._lock = asyncio.Lock()
+        self._has_lost_owners = False  # whether slots have no master here, although one of the view has them
         self._telemetry = telemetry
         self._told_epoch = 0  # of the last view that showed a failover
         self._masters: dict[str, tuple[Master, View]] = {}  # node id -> master, and where it was seen last
         self._unserved_lines = Throttle()
+        self._unserved_since = -inf  # when a view first showed slots without a master, in the last minute
         self._told_unserved = 0  # the number of slots in the last such line
         self._has_unserved = False  # whether this line was the last one about slots
         self._told_refusal = ""
@@ -170,7 +175,7 @@ class ClusterCache:
     @property
     def is_stale(self) -> bool:
         """Whether the topology must be read again before all masters can be trusted."""
-        return self._is_stale
+        return self._watched.is_stale
 
     def states(self) -> dict[str, BreakerState]:
         """Return the state of each master's breaker, by the master's host and port."""
@@ -203,8 +208,9 @@ class ClusterCache:
             if isinstance(result, int) and result > self._current_epoch:
                 # This master knows of a failover that the node that was asked did not know of, perhaps
                 # because it was cut off.
-                self._current_epoch, self._ask_first = result, self._address_of(node)
-        if self._ask_first is not None:
+                self._current_epoch = result
+                self._watched.doubt(self._address_of(node))
+        if self._watched.ask_first is not None:
             await self._look()
 
     def _called_off(self, address: Address, slots: str) -> None:
@@ -220,36 +226,29 @@ class ClusterCache:
 
     async def _look(self) -> None:
         """Read the topology from the node that is most likely to know it."""
-        async with self._lock:
-            first = [address for address, node in self._nodes.items() if node.breaker.is_closed]
-            random.shuffle(first)
-            if self._ask_first is not None:
-                first.insert(0, self._ask_first)
-            was_stale, self._ask_first, self._is_stale = self._is_stale, None, False
-            has_looked = False
-            try:
-                epoch = 0 if self._view is None else self._view.epoch
-                view = await self._topology.look(first, epoch=epoch)
-                has_looked, self._told_refusal = True, ""
-            except CannotBeTheCacheError as exc:
-                if not isinstance(exc, NeverTheCacheError):
-                    self._refused(exc)
-                raise
-            except L1Error:
-                raise
-            except Exception as exc:
-                raise L1UnavailableError(
-                    f"No node of the Redis Cluster tells its topology ({named(exc)})."
-                ) from exc
-            finally:
-                self._is_stale = self._is_stale or not has_looked
-            before, self._view = self._view, view
-            if view == before and not was_stale and not self._is_stale:
-                self._masters.update((each.node_id, (each, view)) for each in view.masters)
-                return
+        try:
+            await self._watched.read(
+                address for address, node in self._nodes.items() if node.breaker.is_closed
+            )
+        except CannotBeTheCacheError as exc:
+            if not isinstance(exc, NeverTheCacheError):
+                self._refused(exc)
+            raise
+        except L1Error:
+            raise
+        except Exception as exc:
+            raise L1UnavailableError(
+                f"No node of the Redis Cluster tells its topology ({named(exc)})."
+            ) from exc
+        self._told_refusal = ""
+
+    def _saw(self, view: View, before: View | None) -> None:
+        if view == before and not self._has_lost_owners:
+            self._masters.update((each.node_id, (each, view)) for each in view.masters)
+            self._report_unserved()
+        else:
             self._adopt(view)
             self._changed()
-            await self._topology.close_others(master.address for master in view.masters)
 
     def _refused(self, error: CannotBeTheCacheError) -> None:
         """Leave all masters alone, because no node lets this user ask for the topology."""
@@ -265,7 +264,7 @@ class ClusterCache:
 
     def _adopt(self, view: View) -> None:
         """Use another topology. A master that has gained a slot is suspect."""
-        before, self._owners = self._owners, [None] * SLOTS
+        before, self._owners, self._has_lost_owners = self._owners, [None] * SLOTS, False
         has_changed = False
         for master in view.masters:
             node = self._node_of(master)
@@ -322,12 +321,20 @@ class ClusterCache:
         )
 
     def _report_unserved(self) -> None:
-        """Log how many slots have no master: when the number grows, and at most once a minute otherwise."""
+        """Log how many slots have no master, if that lasts.
+
+        The line comes again when the number grows, and otherwise at most once a minute.
+        """
         unserved = self.unserved_slots
         if not unserved:
             if self._has_unserved:
                 _log.info("All slots of the Redis Cluster have a master again.")
             self._has_unserved = False
+            return
+        now = monotonic()
+        if now - self._unserved_since > self._unserved_lines.seconds:
+            self._unserved_since = now
+        if now - self._unserved_since < _PASSING_SECONDS:
             return
         is_due = bool(self._unserved_lines.due())
         if is_due or unserved > self._told_unserved:
@@ -368,11 +375,13 @@ class ClusterCache:
 
         Until then, the slot has no master here. So whichever master has it then is suspect.
         """
+        owner: Address | None = None
         if isinstance(error, MovedError) and error.host:
-            self._ask_first = self._topology.address(error.host, error.port)
+            owner = self._topology.address(error.host, error.port)
+        self._watched.doubt(owner)
         if scope is not None:
             self._owners[slot_of(key_part(scope.thread_id))] = None
-        self._is_stale = True
+            self._has_lost_owners = True
         self.trust.look_soon()
 
     # ---------------------------------------------------------------- the identity
@@ -387,7 +396,7 @@ class ClusterCache:
 
     def recognise(self, reign: str) -> None:
         """Take over the name by which PostgreSQL knows this cluster, if it is one of this cluster's."""
-        if self._view is not None and is_named(self._view, reign):
+        if self._watched.view is not None and is_named(self._watched.view, reign):
             self._name = reign
 
     @property
@@ -479,7 +488,7 @@ class ClusterCache:
         Raises:
             L1Error: No master responds.
         """
-        if anew or self._is_stale or not self._nodes:
+        if anew or self.is_stale or not self._nodes:
             await self._look()
         connecting = (node.connect() for node in self.asked)
         return self._any_of(await asyncio.gather(*connecting, return_exceptions=True))
@@ -824,6 +833,22 @@ async def masters_of(
         yield topology, (await topology.look(await topology.first_to_answer())).masters
     finally:
         await topology.close()
+
+
+@asynccontextmanager
+async def servers_of(
+    redis: Redis | RedisCluster, *, key_prefix: str
+) -> AsyncIterator[list[tuple[Redis, str | None]]]:
+    """Find the servers of a Redis for a command: see `masters_of`.
+
+    Yields:
+        The client of each master, and the hash tag of one of its slots. Or a single Redis, and `None`.
+    """
+    if not isinstance(redis, RedisCluster):
+        yield [(redis, None)]
+        return
+    async with masters_of(redis, key_prefix=key_prefix) as (topology, masters):
+        yield [(topology.client(each.address), tag_in(each.slots)) for each in masters]
 
 
 @asynccontextmanager

@@ -15,7 +15,6 @@ connection was lost, and the slot has another master now: all steps may be repea
 from __future__ import annotations
 
 import asyncio
-import random
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +32,7 @@ from redis.exceptions import (
 
 from glasspoint.redis.faults import NeverTheCacheError
 from glasspoint.redis.topology import Topology, owner_of, slot_of, tag_in
+from glasspoint.redis.watched import WatchedTopology
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Sequence
@@ -118,10 +118,7 @@ class Masters:
             redis, timeout_seconds=timeout_seconds / _PARTS_OF_A_STEP, name_rights=name_rights
         )
         """Keeps the clients."""
-        self._view: View | None = None
-        self._is_stale = True
-        self._ask_first: Address | None = None
-        self._lock = asyncio.Lock()
+        self._watched = WatchedTopology(self.topology)
 
     @property
     def clients(self) -> list[Redis]:
@@ -172,7 +169,7 @@ class Masters:
                     return await client.execute_command(*command)
                 return await _ask(client, command)
             except MovedError as exc:
-                self._is_stale, self._ask_first = True, self.topology.address(exc.host, exc.port)
+                self._watched.doubt(self.topology.address(exc.host, exc.port))
                 moves, address, asking = moves + 1, None, False
                 if moves > _MOVES:
                     raise
@@ -188,13 +185,14 @@ class Masters:
             except MaxConnectionsError:
                 raise  # nothing was sent, and nothing is wrong with the master
             except (ClusterDownError, asyncio.CancelledError):  # a timeout is a cancellation here
-                self._is_stale = True
+                self._watched.doubt()
                 raise
             except (ConnectionError, TimeoutError, OSError):
-                self._is_stale, moves, before = True, moves + 1, address
+                self._watched.doubt()
+                moves, before = moves + 1, address
                 address, asking = await self._address_of(key), False
                 if address == before or moves > _MOVES:
-                    self._is_stale = True  # perhaps a replica takes over soon: the next command looks
+                    self._watched.doubt()  # perhaps a replica takes over soon: the next command looks
                     raise
 
     async def run_together(self, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
@@ -222,11 +220,11 @@ class Masters:
         try:
             await _gather(send(address, numbers) for address, numbers in by_master.items())
         except BaseException:
-            self._is_stale = True
+            self._watched.doubt()
             raise
         for number, result in enumerate(results):
             if isinstance(result, ClusterDownError):
-                self._is_stale = True
+                self._watched.doubt()
                 raise result
             if isinstance(result, AskError | TryAgainError):
                 results[number] = await self.run(commands[number][1], *commands[number])
@@ -242,7 +240,7 @@ class Masters:
             try:
                 await _gather(client.ping() for client in await self.all())
             except BaseException as exc:
-                self._is_stale = True  # perhaps a replica has taken over
+                self._watched.doubt()  # perhaps a replica has taken over
                 if is_last or not isinstance(exc, Exception):
                     raise
             else:
@@ -280,28 +278,14 @@ class Masters:
             master = owner_of(slot, (await self._look()).masters)
             if master is not None:
                 return master.address
-            self._is_stale = True
+            self._watched.doubt()
         raise SlotNotCoveredError("The slot of this key has no master.")
 
     async def _look(self) -> View:
-        """Return the topology. Read it again if it may be old."""
-        if self._view is not None and not self._is_stale:
-            return self._view
-        async with self._lock:
-            if self._view is not None and not self._is_stale:
-                return self._view
-            first = [] if self._view is None else [master.address for master in self._view.masters]
-            random.shuffle(first)
-            if self._ask_first is not None:
-                first.insert(0, self._ask_first)
-            epoch = 0 if self._view is None else self._view.epoch
-            try:
-                view = await self.topology.look(first, epoch=epoch)
-            except NeverTheCacheError as exc:
-                raise RedisClusterException("This server is not in a Redis Cluster.") from exc
-            self._view, self._is_stale, self._ask_first = view, False, None
-            await self.topology.close_others(master.address for master in view.masters)
-            return view
+        try:
+            return await self._watched.known()
+        except NeverTheCacheError as exc:
+            raise RedisClusterException("This server is not in a Redis Cluster.") from exc
 
 
 async def _ask(client: Redis, command: Sequence[Any]) -> Any:

@@ -474,7 +474,7 @@ class CachedPostgresSaver(ManagedSaver):
         The work is done in batches, each in a short transaction: an error, a crash or a cancellation undoes
         only the current batch. Active runs are not disturbed, except a run that starts from an old
         checkpoint, which may be gone. Several calls at once share the work: each skips the threads that
-        another one works on.
+        another one works on. While a master of a Redis Cluster is away, its threads are skipped, too.
 
         Args:
             age: Checkpoints that are older than this are old; greater than 0.

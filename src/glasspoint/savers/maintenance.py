@@ -82,7 +82,7 @@ class PruneReport:
             Headers of rows and indexes are not included.
         batches: Number of transactions.
         skipped_threads: Number of threads left alone: another run was working on the thread, or all of it was
-            old and something was being written to it.
+            old and something was being written to it; or their master of a Redis Cluster was away.
     """
 
     cutoff: datetime
@@ -217,7 +217,7 @@ class Maintenance:
     async def _prune_batch(self, run: _Run, threads: Sequence[str]) -> None:
         """Remove or count what is old in some threads. A single thread may take several transactions."""
         plan: Plan | None = None
-        while threads:
+        while threads := self._without_lost(run, threads):
             try:
                 with self._lifetime.call(), self._telemetry.operation("prune_older_than", None):
                     removed = await self._remove(run, threads, plan)
@@ -229,6 +229,18 @@ class Maintenance:
             if removed.rest is None:
                 return
             plan = removed.rest.plan
+
+    def _without_lost(self, run: _Run, threads: Sequence[str]) -> Sequence[str]:
+        """Leave out the threads whose master of a Redis Cluster is away: the next run removes what is old.
+
+        If nobody there is asked now, nothing is left out, and the run fails.
+        """
+        cluster = self._parts.cluster
+        if run.report.dry_run or cluster is None or not cluster.asked:
+            return threads
+        lost = {each for each in threads if cluster.is_away(Scope(each, ""))}
+        run.skip(lost)
+        return [each for each in threads if each not in lost]
 
     async def _remove(self, run: _Run, threads: Sequence[str], plan: Plan | None) -> Removed:
         if run.report.dry_run:

@@ -7,8 +7,6 @@ import json
 import re
 import socket
 from collections.abc import Iterator
-from contextlib import ExitStack
-from typing import Any, NamedTuple
 
 import psycopg
 import pytest
@@ -26,7 +24,7 @@ from glasspoint.errors import L2UnavailableError
 from glasspoint.redis.permissions import COMMANDS
 from pgbouncer import PROGRAM, pgbouncer
 from states import open_saver
-from steps import Thread, until
+from steps import Thread
 
 TABLES = ("checkpoints", "checkpoint_blobs", "checkpoint_writes")
 PASSWORD = "geheim"
@@ -311,65 +309,6 @@ def test_behind_a_pooler_it_opens_savers_as_the_service_does(
     assert "ALTER ROLE ... SET statement_timeout = '10s'" in said
     assert ("ok", "Connections") in marks(checked.stdout)
     assert "a pooler is in between: its settings say how many clients it takes" in said
-
-
-class Limits(NamedTuple):
-    """What limits connections, and how many are open; `says` is what `check` says then."""
-
-    says: str
-    is_enough: bool
-    pool: int = 10
-    opened: int = 0
-    named: str = "other"
-    role: int = -1
-    database: int = -1
-
-
-@pytest.mark.parametrize(
-    "limits",
-    [
-        Limits("10 connections a process; the server allows this role 197, 1 in use: room for 19 more", True),
-        Limits("the server allows this role 197, 6 in use: room for 19 more processes", True, opened=5),
-        Limits("4 in use (3 of them by Glasspoint): room for 1 more process", True, 98, 3, "glasspoint"),
-        Limits("the server allows this role 197, 6 in use: no further process fits", False, 195, 5),
-        Limits("the server allows this role 197, 1 in use: no second process fits", False, 100),
-        Limits("LIMIT of the role checked is 20, 1 in use: room for 1 more process", True, opened=1, role=20),
-        Limits("LIMIT of the role checked is 20, 11 in use: no further process", False, opened=11, role=20),
-        Limits("LIMIT of the database is 15, 0 in use: no second process fits", False, database=15),
-    ],
-)
-async def test_it_says_for_how_many_processes_there_are_connections(
-    limits: Limits, postgres: EmbeddedPostgres, deployed: str
-) -> None:
-    """197: of 200, three are kept for superusers. One of those in use is that of the test."""
-    url = make_conninfo(deployed, user="checked")
-    with psycopg.connect(postgres.url, autocommit=True) as admin, ExitStack() as opened:
-        admin.execute(f"CREATE ROLE checked LOGIN CONNECTION LIMIT {limits.role}")
-        admin.execute(f"ALTER DATABASE test CONNECTION LIMIT {limits.database}")
-        try:
-            for _ in range(limits.opened):
-                opened.enter_context(psycopg.connect(url, application_name=limits.named))
-            await until(lambda: clients(admin) == limits.opened)
-            options = {"pool_max_size": limits.pool}
-            checks = run_checks(url, "", saver_options=options, timeout_seconds=15.0)
-            [found] = [each async for each in checks if each.name == "Connections"]
-        finally:
-            admin.execute("ALTER DATABASE test CONNECTION LIMIT -1")
-            admin.execute("DROP ROLE checked")
-    assert limits.says in found.detail
-    assert found.status == ("ok" if limits.is_enough else "warning")
-    assert limits.is_enough or "Use a smaller CHECKPOINT_POOL_MAX_SIZE" in found.detail
-
-
-def clients(connection: psycopg.Connection[Any]) -> int:
-    """How many connections there are, without the one that asks."""
-    row = connection.execute(CLIENTS).fetchone()
-    return row[0] if row else -1
-
-
-CLIENTS = """
-SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()
-"""
 
 
 def test_rights_that_are_missing_are_named_as_a_grant(deployed: str, own_redis: EmbeddedRedis) -> None:

@@ -3,22 +3,32 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import re
 import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
+import socket
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import aclosing, contextmanager
+from datetime import UTC, datetime, timedelta
+from io import StringIO
+from typing import Any, cast
 
 import pytest
+from rich.console import Console
 
 from command_line import glasspoint
 from glasspoint.cli.browsing import Browser
 from glasspoint.cli.check import Finding, run_checks
+from glasspoint.demo.model import RecallingChatModel
+from glasspoint.demo.servers import Servers
+from glasspoint.demo.story import tell_story
+from glasspoint.demo.telemetry import observe
 from glasspoint.embedded import EmbeddedRedis
 from glasspoint.l2.target import Target
+from histories import id_at
 from places import DOCS, SRC
-from redis_nodes import Nodes, slot_of
+from redis_nodes import Nodes, slot_of, start_node
 from redis_tier import opened
 from states import open_saver
 from steps import Thread, settled
@@ -43,6 +53,7 @@ async def test_check_passes_and_names_the_shards(database: str, nodes: Nodes) ->
             assert f"127.0.0.1:{server.port}" in found["Redis"].detail
         assert identity is not None
         assert identity in found["Identity"].detail, "the cache of the service, not a new one"
+        assert "other database" not in found["Identity"].detail
         assert saver.status.identity == identity
 
 
@@ -57,6 +68,47 @@ async def test_check_names_the_shard_that_refuses(database: str, nodes: Nodes) -
         nodes.ask(server, "CONFIG", "SET", "maxmemory", 0)
     assert redis.status == "failed"
     assert f"The shard 127.0.0.1:{server.port}" in redis.detail
+
+
+async def test_check_skips_what_needs_redis_if_no_master_can_be_the_cache(
+    database: str, nodes: Nodes
+) -> None:
+    masters = nodes.masters()
+    for server in masters:
+        nodes.ask(server, "CONFIG", "SET", "maxmemory", 1)
+    try:
+        found = await find(database, nodes)
+    finally:
+        for server in masters:
+            nodes.ask(server, "CONFIG", "SET", "maxmemory", 0)
+    assert "0 of 3 masters can be the cache" in found["Redis"].detail
+    assert {found[name].status for name in ("Eviction", "Identity", "Outage")} == {"skipped"}
+
+
+async def redis_of(database: str, url: str, **options: Any) -> str:
+    """Return why `check` takes this Redis for no cache."""
+    checks = cast(
+        "AsyncGenerator[Finding]", run_checks(database, url, saver_options=options, timeout_seconds=30.0)
+    )
+    async with aclosing(checks):  # what comes after it would wait for a silent server, too
+        async for each in checks:
+            if each.name == "Redis":
+                assert each.status == "failed"
+                return each.detail
+    raise AssertionError
+
+
+async def test_check_names_what_is_no_cluster_to_work_on(database: str, nodes: Nodes) -> None:
+    one_of_many = f"redis://127.0.0.1:{nodes.servers[0].port}"
+    assert "Redis Cluster" in await redis_of(database, one_of_many, redis_mode="single")
+    with start_node() as without_slots:
+        url = f"redis+cluster://127.0.0.1:{without_slots.port}"
+        assert await redis_of(database, url) == "no master of the Redis Cluster owns a slot."
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"redis+cluster://127.0.0.1:{silent.getsockname()[1]}"
+        assert "no node of the Redis Cluster that REDIS_URL names answers within 2 s" in await redis_of(
+            database, url
+        )
 
 
 async def test_check_warns_of_eviction_which_the_tier_redis_cannot_afford(
@@ -247,7 +299,44 @@ async def test_check_names_a_frozen_master_and_checks_the_others(database: str, 
     assert found["Redis"].status == "failed"
     assert f"{name} does not answer within 2 s" in found["Redis"].detail
     assert "2 of 3 masters can be the cache" in found["Redis"].detail
+    assert found["Eviction"].status == "warning"
+    assert f"not known for all servers: {name} does not answer" in found["Eviction"].detail
     assert found["Identity"].status == "ok", found["Identity"].detail
+
+
+async def test_prune_leaves_out_the_threads_of_a_lost_master_until_it_is_back(
+    database: str, nodes: Nodes
+) -> None:
+    """And `migrate`, which a person runs once, copies nothing until all masters are there."""
+    threads = {nodes.master_of(slot_of(name)).port: name for name in "abcdefgh"}
+    async with open_saver(database, url_of(nodes)) as saver:
+        for name in threads.values():
+            thread = Thread(name)
+            for days in (50, 40):
+                config, checkpoint, metadata, versions = thread.next_put(saver)
+                checkpoint["id"] = id_at(datetime.now(UTC) - timedelta(days=days))
+                thread.newest = await saver.aput(config, checkpoint, metadata, versions)
+
+    async def run(*words: str) -> tuple[int, dict[str, Any]]:
+        variables = {"POSTGRES_URL": database, "REDIS_URL": url_of(nodes)}
+        done = await asyncio.to_thread(glasspoint, *words, "--json", **variables)
+        return done.returncode, json.loads(done.stdout)
+
+    [lost] = [server for server in nodes.masters() if server.port == next(iter(threads))]
+    for server in (*nodes.replicas_of(lost), lost):
+        server.kill()
+    try:
+        status, report = await run("prune", "--older-than", "30d")
+        assert status == 0, report
+        assert (report["checkpoints"], report["threads"], report["skipped_threads"]) == (2, 2, 1)
+        status, report = await run("migrate", "--from", database)
+        assert status == 1
+        assert f"127.0.0.1:{lost.port}" in report["error"]
+        assert "nothing was" in report["error"]
+    finally:
+        nodes.heal()
+    status, report = await run("prune", "--older-than", "30d")
+    assert (status, report["checkpoints"], report["skipped_threads"]) == (0, 1, 0)
 
 
 async def test_check_warns_of_slots_that_nobody_serves(database: str, nodes: Nodes) -> None:
@@ -265,11 +354,15 @@ async def test_check_warns_of_slots_that_nobody_serves(database: str, nodes: Nod
     assert "1 of 16384 slots have no master" in redis.detail
 
 
-async def test_the_conversation_says_on_which_master_it_was(database: str, nodes: Nodes) -> None:
+async def test_the_conversation_says_on_which_master_it_was(
+    database: str, nodes: Nodes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("glasspoint.cli.check.uuid4", lambda: "known")
     async with open_saver(database, url_of(nodes)):
         pass
     said = (await find(database, nodes))["Conversation"].detail
     [(slot, place)] = re.findall(r"the slot (\d+) of the scratch thread is on ([\d.:]+)", said)
+    assert int(slot) == slot_of("glasspoint-check-known")
     assert place == f"127.0.0.1:{nodes.master_of(int(slot)).port}"
 
 
@@ -277,3 +370,17 @@ def test_no_client_is_opened_in_a_way_that_asks_all_nodes_of_a_cluster_for_their
     """`async with` of a `RedisCluster` waits for each node, and needs a right for COMMAND."""
     for path in SRC.rglob("*.py"):
         assert "async with await connect_redis(" not in path.read_text("utf-8"), path
+
+
+async def test_the_story_of_the_demo_goes_as_expected_and_leaves_nothing(database: str, nodes: Nodes) -> None:
+    nodes.ask(nodes.master_of(slot_of("somebody's")), "SET", "somebody's", "data")
+    before, shown = nodes.keys(), StringIO()
+    servers = Servers(database, url_of(nodes), own_postgres=None, own_redis=None)
+    with observe(lost=pytest.fail) as observed:
+        console = Console(file=shown, width=80)
+        goes_well = await tell_story(console, servers, observed, RecallingChatModel(), thread_id="told")
+    said = shown.getvalue()
+    assert goes_well, said
+    assert re.findall(r"as expected, L1 says (\w+)", said) == ["absent", "hit", "miss"]
+    assert "only this conversation's own entries were" in said
+    assert nodes.keys() == before

@@ -147,7 +147,8 @@ def test_servers_of_the_environment_are_used_and_left_as_they_were(
 ) -> None:
     with redis.Redis(port=own_redis.port) as client:
         client.set("somebody's", "data")
-        played = glasspoint("demo", "--once", POSTGRES_URL=database, REDIS_URL=own_redis.url, COLUMNS="60")
+        urls = {"POSTGRES_URL": database, "REDIS_URL": own_redis.url}
+        played = glasspoint("demo", "--once", **urls, CHECKPOINT_KEY_PREFIX="shop", COLUMNS="60")
         assert client.keys() == [b"somebody's"]
     assert played.returncode == 0, played.stdout + played.stderr
     assert_fits(played.stdout, columns=60)

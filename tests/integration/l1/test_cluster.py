@@ -515,7 +515,7 @@ async def test_the_view_of_a_node_that_was_cut_off_is_not_used(database: str, no
     """Its configuration epochs are smaller than those that this process knows."""
     async with watched(database, nodes) as one:
         before = set(one.cluster.states())
-        view = one.cluster._view
+        view = one.cluster._watched.view
         assert view is not None
         old = replace(view, masters=view.masters[:1], epoch=view.epoch - 1)
         asked: list[Address] = []
@@ -536,8 +536,8 @@ async def test_two_processes_agree_on_the_name_of_the_cluster(database: str, nod
         server = one.cluster.server
         assert server is not None
         # Another node's id would do as well: the row in PostgreSQL decides.
-        assert one.cluster._view is not None
-        other = max(one.cluster._view.node_ids)
+        assert one.cluster._watched.view is not None
+        other = max(one.cluster._watched.view.node_ids)
         assert server.reign != CLUSTER + other
         async with await psycopg.AsyncConnection.connect(database, autocommit=True) as conn:
             await conn.execute("UPDATE glasspoint_caches SET reign = %s", [CLUSTER + other])
@@ -661,7 +661,7 @@ async def test_a_failover_is_one_warning_that_names_both_masters_and_one_change_
 @pytest.mark.parametrize("what", ["failover", "failover, and nobody had the slots", "other nodes", "moved"])
 async def test_which_change_of_masters_is_a_failover(database: str, nodes: Nodes, what: str) -> None:
     async with watched(database, nodes, sweep_interval_seconds=60.0) as one:
-        view = one.cluster._view
+        view = one.cluster._watched.view
         assert view is not None
         old, *others = view.masters
         [replica] = [id_ for id_, master in view.replicas if master == old.node_id]
@@ -708,15 +708,16 @@ async def test_slots_that_move_are_no_failover(
 
 
 async def test_slots_without_a_master_are_a_warning_once_and_again_when_their_number_grows(
-    database: str, nodes: Nodes, caplog: pytest.LogCaptureFixture
+    database: str, nodes: Nodes, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     caplog.set_level("INFO", logger="glasspoint")
+    monkeypatch.setattr("glasspoint.l1.cluster._PASSING_SECONDS", 0.0)
 
     def lines() -> list[str]:
         return [line for line in caplog.messages if "no master" in line]
 
     async with watched(database, nodes, sweep_interval_seconds=60.0) as one:
-        view = one.cluster._view
+        view = one.cluster._watched.view
         assert view is not None
         [first, *others] = view.masters
         start, end = max(first.slots, key=lambda slots: slots[1] - slots[0])
@@ -745,6 +746,33 @@ async def test_slots_without_a_master_are_a_warning_once_and_again_when_their_nu
         assert "3 of 16384" in lines()[1]
         views.append(view)
         await one.cluster._look()
+
+
+async def test_slots_without_a_master_are_no_warning_if_a_failover_gives_them_one(
+    database: str, nodes: Nodes, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In between, a node may know that the old master has lost its slots, and not yet who has them."""
+    caplog.set_level("INFO", logger="glasspoint")
+    now = 1000.0
+    async with watched(database, nodes, sweep_interval_seconds=60.0) as one:
+        view = one.cluster._watched.view
+        assert view is not None
+        partial = replace(view, masters=view.masters[1:])
+
+        async def look_at(seconds: float, seen: View) -> list[str]:
+            nonlocal now
+            now = 1000.0 + seconds
+            monkeypatch.setattr(one.cluster._topology, "look", lambda *_, **__: asyncio.sleep(0, seen))
+            await one.cluster._look()
+            return [line for line in caplog.messages if "no master" in line or "have a master" in line]
+
+        monkeypatch.setattr("glasspoint.l1.cluster.monotonic", lambda: now)
+        assert not await look_at(0.0, partial)
+        assert not await look_at(1.9, partial)
+        assert not await look_at(2.1, view)
+        assert not await look_at(100.0, partial)
+        assert len(await look_at(102.1, partial)) == 1, "nothing has changed, but it lasts"
+        assert len(await look_at(103.0, view)) == 2
 
 
 async def test_without_the_right_to_ask_for_the_topology_an_error_names_commands_and_rule(

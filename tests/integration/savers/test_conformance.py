@@ -66,6 +66,14 @@ async def test_conforms_on_a_cluster(capability: str, database: str, nodes: Node
         assert l1_reads(registry)["hit"]
 
 
+@pytest.mark.parametrize("capability", CAPABILITIES)
+async def test_conforms_behind_a_sentinel(capability: str, database: str, behind_a_sentinel: str) -> None:
+    registry = await run_suite(capability, database, behind_a_sentinel, CachedPostgresSaver)
+    assert l1_reads(registry).keys() <= {"hit", "miss", "absent", "historical", "bypassed"}
+    if capability in ("put", "put_writes", "get_tuple"):
+        assert l1_reads(registry)["hit"]
+
+
 class FlushedSaver(CachedPostgresSaver):
     """Whose Redis loses everything just before each read. No burst is under way then, and no fence stands."""
 

@@ -43,6 +43,7 @@ from drawn import (
 )
 from glasspoint import CachedPostgresSaver, create_telemetry
 from glasspoint.embedded import EmbeddedPostgres
+from glasspoint.redis.client import open_redis
 from pgbouncer import PROGRAM, pgbouncer
 from redis_nodes import Nodes
 from states import config_of, counts, exact, numbered_id, open_saver, open_upstream
@@ -447,6 +448,21 @@ def test_any_operations_in_any_order_agree_with_upstream(
 def test_any_operations_agree_with_upstream_on_a_cluster(database: str, mirror: str, nodes: Nodes) -> None:
     examples = dice.rounds(5, explored=100)
     check_agreement((None, None, None), examples, database, mirror, nodes.client)
+
+
+@pytest.mark.dice
+@pytest.mark.timeout(400)
+def test_any_operations_agree_with_upstream_behind_a_sentinel(
+    database: str, mirror: str, behind_a_sentinel: str
+) -> None:
+    examples = dice.rounds(3, explored=60)
+    check_agreement(
+        (None, None, None),
+        examples,
+        database,
+        mirror,
+        lambda: open_redis(behind_a_sentinel, timeout_seconds=5.0),
+    )
 
 
 @pytest.mark.skipif(PROGRAM is None, reason="needs pgbouncer: apt-get install pgbouncer")

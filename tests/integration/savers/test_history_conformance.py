@@ -31,6 +31,20 @@ async def test_redis_conforms(capability: str, options: dict[str, Any], redis_ur
 
 
 @pytest.mark.parametrize("capability", ALL)
+async def test_redis_conforms_behind_a_sentinel(
+    capability: str, behind_a_sentinel: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # No process works in a tier above, so nobody has to hear of the first thread.
+    monkeypatch.setattr("glasspoint.history.in_redis.HEARD_SECONDS", 0.0)
+    telemetry = create_telemetry(registry=CollectorRegistry())
+    await check_conformance(
+        capability,
+        "RedisSaver behind a sentinel",
+        lambda: RedisSaver.from_conn_string(behind_a_sentinel, telemetry=telemetry, **SIGNED),
+    )
+
+
+@pytest.mark.parametrize("capability", ALL)
 async def test_memory_conforms(capability: str) -> None:
     telemetry = create_telemetry(registry=CollectorRegistry())
 

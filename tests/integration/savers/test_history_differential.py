@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -42,6 +42,7 @@ from glasspoint import MemorySaver, RedisSaver, create_telemetry
 from glasspoint.history.containment import contains
 from glasspoint.history.keys import Keyspace
 from glasspoint.l2.target import Target
+from redis_nodes import Nodes
 from states import config_of, exact, numbered_id, open_upstream
 
 # A namespace with ":" is a call of a subgraph, which goes with the root checkpoint that it started from.
@@ -55,10 +56,17 @@ Ask = Callable[[BaseCheckpointSaver[Any]], Awaitable[Any]]
 
 
 TARGET = Target("db", "5432", "app")
-LISTS = {Keyspace("glasspoint", target=target).registry_of("").encode() for target in ("", TARGET.id)}
+LISTS = {
+    name.encode()
+    for target in ("", TARGET.id)
+    for in_cluster in (False, True)
+    for name in Keyspace("glasspoint", target=target, in_cluster=in_cluster).registries
+}
+"""The keys of the lists of threads, which stay when all threads are gone."""
+SIGNED = "redis of a target, signed"
 REDIS_OPTIONS: dict[str, dict[str, Any]] = {
     "redis": {},
-    "redis of a target, signed": {"target": TARGET, "signing_key": b"sixteen bytes..!"},
+    SIGNED: {"target": TARGET, "signing_key": b"sixteen bytes..!"},
 }
 
 
@@ -68,13 +76,13 @@ class Scene:
 
     ours: RedisSaver | MemorySaver
     upstream: AsyncPostgresSaver
-    redis: Redis
+    keys: Callable[[], Awaitable[set[bytes]]]
     admin: psycopg.AsyncConnection[Any]
 
     async def wipe(self) -> None:
         for thread_id in [each async for each in self.ours.thread_ids()]:
             await self.ours.adelete_thread(thread_id)
-        assert set(await self.redis.keys()) <= LISTS
+        assert await self.keys() <= LISTS
         for table in TABLES:
             await self.admin.execute(f"DELETE FROM {table}")
 
@@ -85,17 +93,35 @@ class Scene:
 
 
 @asynccontextmanager
-async def open_scene(place: str, postgres_url: str, redis_url: str) -> AsyncIterator[Scene]:
+async def open_scene(
+    place: str,
+    postgres_url: str,
+    url: str,
+    keys: Callable[[], Awaitable[set[bytes]]],
+) -> AsyncIterator[Scene]:
+    """Open the two savers.
+
+    Args:
+        place: What ours is.
+        postgres_url: PostgreSQL.
+        url: The way of ours to Redis.
+        keys: Returns all keys that Redis has.
+    """
     telemetry = create_telemetry(registry=CollectorRegistry())
     async with (
         MemorySaver(telemetry=telemetry)
         if place == "memory"
-        else RedisSaver.from_conn_string(redis_url, telemetry=telemetry, **REDIS_OPTIONS[place]) as ours,
+        else RedisSaver.from_conn_string(url, telemetry=telemetry, **REDIS_OPTIONS[place]) as ours,
         open_upstream(postgres_url) as upstream,
-        Redis.from_url(redis_url) as redis,
         await psycopg.AsyncConnection.connect(postgres_url, autocommit=True) as admin,
     ):
-        yield Scene(ours, upstream, redis, admin)
+        yield Scene(ours, upstream, keys, admin)
+
+
+async def keys_at(redis_url: str) -> set[bytes]:
+    redis: Any = Redis.from_url(redis_url)
+    async with redis:
+        return set(await redis.keys())
 
 
 async def listed(saver: BaseCheckpointSaver[Any], config: Any, **options: Any) -> list[Any]:
@@ -319,14 +345,45 @@ class Agreement(RuleBasedStateMachine):
 @pytest.mark.dice
 @pytest.mark.parametrize("place", [*REDIS_OPTIONS, "memory"])
 def test_any_operations_in_any_order_agree_with_upstream(place: str, database: str, redis_url: str) -> None:
+    check_agreement(
+        lambda: open_scene(place, database, redis_url, lambda: keys_at(redis_url)),
+        dice.rounds(6, explored=120),
+    )
+
+
+@pytest.mark.dice
+def test_any_operations_agree_with_upstream_behind_a_sentinel(
+    database: str, redis_url: str, behind_a_sentinel: str
+) -> None:
+    check_agreement(
+        lambda: open_scene(SIGNED, database, behind_a_sentinel, lambda: keys_at(redis_url)),
+        dice.rounds(3, explored=60),
+    )
+
+
+@pytest.mark.dice
+def test_any_operations_agree_with_upstream_on_a_cluster(
+    database: str, nodes: Nodes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # No process works in a tier above, so nobody has to hear of the first thread of each list.
+    monkeypatch.setattr("glasspoint.history.in_redis.HEARD_SECONDS", 0.0)
+
+    async def keys() -> set[bytes]:
+        return nodes.keys()
+
+    url = f"redis+cluster://127.0.0.1:{nodes.servers[0].port}"
+    check_agreement(lambda: open_scene(SIGNED, database, url, keys), dice.rounds(3, explored=60))
+
+
+def check_agreement(opened: Callable[[], AbstractAsyncContextManager[Scene]], examples: int) -> None:
     with asyncio.Runner() as runner:
-        scene = open_scene(place, database, redis_url)
+        scene = opened()
         Agreement.scene, Agreement.run = runner.run(scene.__aenter__()), staticmethod(runner.run)
         try:
             run_state_machine_as_test(
                 Agreement,
                 settings=settings(
-                    max_examples=dice.rounds(6, explored=120),
+                    max_examples=examples,
                     stateful_step_count=30,
                     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
                 ),

@@ -19,7 +19,7 @@ from glasspoint.errors import (
     RedisRefusedError,
     RedisUnavailableError,
 )
-from redis_nodes import start_node
+from redis_nodes import Nodes, start_node
 from redis_tier import SIGNED
 from states import config_of, counts, exact
 from steps import Thread, until
@@ -33,14 +33,7 @@ WAYS: dict[str, dict[str, Any]] = {"alone": {}, "of a target, signed": SIGNED}
 def nodes() -> Iterator[list[EmbeddedRedis]]:
     with ExitStack() as started:
         servers = [started.enter_context(start_node()) for _ in range(NODES)]
-        clients = [
-            started.enter_context(sync_redis.Redis(host="127.0.0.1", port=each.port)) for each in servers
-        ]
-        for number, client in enumerate(clients):
-            client.execute_command("CLUSTER SET-CONFIG-EPOCH", number + 1)
-            mine = range(SLOTS * number // NODES, SLOTS * (number + 1) // NODES)
-            client.execute_command("CLUSTER ADDSLOTS", *mine)
-            client.execute_command("CLUSTER MEET", "127.0.0.1", servers[0].port)
+        Nodes(servers).give_slots(NODES)
         yield servers
 
 

@@ -246,7 +246,7 @@ async def test_the_probes_of_an_open_breaker_do_not_hide_the_outage(registry: Co
     telemetry.emit(BreakerChanged("closed", "half_open", ""))
     lines, _ = hub(registry).watch.timeline.since(0)
     assert [line["text"] for line in lines] == [
-        "breaker open: PostgreSQL answers alone (timeout)",
+        "breaker open: PostgreSQL answers instead (timeout)",
         "breaker closed: Redis is used again",
     ]
 

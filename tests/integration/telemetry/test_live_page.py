@@ -92,7 +92,10 @@ HIDE = """
 window.hides = false;
 Object.defineProperty(Document.prototype, "hidden", { get: () => window.hides });
 """
-CHANGEABLE = (*("beat", "rate", "note", "repeats", "forgets_turns", "gives_no_connection", "redis_is_away"),)
+CHANGEABLE = (
+    *("beat", "rate", "note", "repeats", "forgets_turns"),
+    *("gives_no_connection", "redis_is_away", "a_master_is_away"),
+)
 """What a test may change of the server of a page that several use."""
 
 
@@ -209,6 +212,14 @@ def test_a_postgres_that_gives_no_connection_is_away_in_words_and_in_the_picture
     calm.text("#headline").to_contain_text("PostgreSQL gives no connection. What Redis has is still read")
     calm.text("#headline").to_contain_text("calls a second")
     calm.text(".box.l2").to_have_class("box l2 away")
+
+
+def test_a_master_of_a_cluster_that_is_away_is_a_part_of_redis(calm: Shown) -> None:
+    calm.fake.a_master_is_away = True
+    calm.text("#headline").to_contain_text("A part of Redis does not answer. PostgreSQL answers for it")
+    calm.text(".box.l1").to_contain_text("a part is away")
+    calm.text(".box.l1").to_contain_text("%")
+    calm.text(".box.l1").to_have_class("box l1")
 
 
 def test_what_is_said_again_and_again_is_one_line_with_a_number(calm: Shown) -> None:
@@ -571,6 +582,7 @@ def test_it_fits_the_window_in_light_and_dark(scenario: Any, opened: Pages) -> N
 
 def test_no_words_of_the_picture_lie_upon_each_other_while_redis_is_away(calm: Shown) -> None:
     calm.fake.redis_is_away = True
+    calm.text("#headline").to_contain_text("Redis does not answer. PostgreSQL answers alone")
     for width in (320, 420, 1280):
         calm.page.set_viewport_size({"width": width, "height": 900})
         calm.text("#picture .lane.miss").to_contain_text("past Redis")

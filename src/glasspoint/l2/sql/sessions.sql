@@ -83,7 +83,7 @@ SELECT pg_backend_pid() = %(pid)s, r.rolname,
        current_setting('max_connections')::int - CASE WHEN r.rolsuper THEN 0 ELSE
            current_setting('superuser_reserved_connections')::int + CASE
                WHEN EXISTS (SELECT FROM pg_roles WHERE rolname = 'pg_use_reserved_connections'
-                            AND pg_has_role(pg_roles.oid, 'USAGE')) THEN 0
+                            AND pg_has_role(r.oid, pg_roles.oid, 'USAGE')) THEN 0
                ELSE coalesce(current_setting('reserved_connections', true), '0')::int END
            END,
        a.opened, a.named,

@@ -191,7 +191,7 @@ def line_of(event: Event) -> Said | None:
 
 _BREAKER: Mapping[str, Said] = {
     "closed": Said("breaker", "good", "breaker closed: Redis is used again"),
-    "open": Said("breaker", "warning", "breaker open: PostgreSQL answers alone"),
+    "open": Said("breaker", "warning", "breaker open: PostgreSQL answers instead"),
 }
 _DRAINED: Mapping[str, Said] = {
     "continued": Said("drain", "good", "{thread} drained: one history with what the tier above had", 1),

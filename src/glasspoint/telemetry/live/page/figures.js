@@ -165,6 +165,13 @@ export class Figures {
     return NaN;
   }
 
+  // A breaker was open for a whole second, in which Redis has answered all the same: so only a part of Redis
+  // is left alone, which is a master of a cluster.
+  answersInPart(end = this.rows.length) {
+    const rows = this.rows.slice(Math.max(0, end - 4), end);
+    return rows.some((row, n) => row.breaker === "open" && rows[n - 1]?.breaker === "open" && row.get("hits") > 0);
+  }
+
   get hadTraffic() {
     return this.rows.some((row) => row.get("reads") > 0 || row.get("writes") > 0);
   }

@@ -135,7 +135,9 @@ export class Picture {
     const hits = tier === "redis" ? lower : mean("hits") || mean("read:hit") || 0;
     const toL2 = Math.max(0, (reads || 0) - hits - (tier === "memory" ? lower : 0));
     const announced = mean("write:announced") || 0;
-    const redisAway = tier === "memory" || row?.breaker === "open" || (away > 0 && hits === 0);
+    const open = row?.breaker === "open";
+    const inPart = open && figures.answersInPart(end);
+    const redisAway = tier === "memory" || (open && !inPart) || (away > 0 && hits === 0);
     const givesNone = gaveNone(figures, end);
     const postgresAway = tier !== "cached" || givesNone;
     const roomy = this.#plan.width >= WIDE;
@@ -200,7 +202,14 @@ export class Picture {
     });
     this.#box("l1", redisAway, {
       name: "Redis",
-      role: tier === "redis" ? "holds the conversations" : redisAway ? "L1 · does not answer" : "L1 · the cache",
+      role:
+        tier === "redis"
+          ? "holds the conversations"
+          : redisAway
+            ? "L1 · does not answer"
+            : inPart
+              ? "L1 · a part is away"
+              : "L1 · the cache",
       big: redisAway ? "away" : tier === "redis" ? "alone" : percent(ratio),
       facts: [redisAway ? "" : tier !== "redis" ? (roomy ? "hit ratio" : "hits") : roomy ? "PostgreSQL is away" : ""],
       share: redisAway || tier === "redis" ? NaN : ratio,

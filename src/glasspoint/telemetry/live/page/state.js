@@ -33,6 +33,8 @@ export function headline(figures, end, found) {
     const back = undrained ? ` ${plural(undrained, "conversation")} will be brought back to PostgreSQL.` : "";
     return ["error", `PostgreSQL is away. Conversations go on in Redis.${back}${where}`];
   }
+  if (row?.breaker === "open" && figures.answersInPart(end))
+    return ["warning", `A part of Redis does not answer. PostgreSQL answers for it: slower, and nothing is lost.${where}`];
   if (row?.breaker === "open" || mean("read:unavailable") > 0)
     return ["warning", `Redis does not answer. PostgreSQL answers alone: slower, and nothing is lost.${where}`];
   const failed = Object.entries(found.errors ?? {}).map(([name, each]) => `${short(name, 30)} ${rate(each)}`);
@@ -124,7 +126,7 @@ const CHIPS = [
         open: [
           "open",
           "error",
-          "Redis has failed several times, so nothing is sent to it. PostgreSQL answers alone, and the breaker looks every moment whether Redis is back.",
+          "Redis, or a master of a Redis Cluster, has failed several times, so nothing is sent to it. PostgreSQL answers for it, and the breaker looks every moment whether it is back.",
         ],
       })[f.breaker] ?? ["none", "none", "There is no cache in this tier, so there is no breaker."],
   ],
