@@ -255,7 +255,7 @@ class Masters:
         Raises:
             Exception: A master does not tell what it knows.
         """
-        self._is_stale = True
+        self._watched.doubt()
         view = await self._look()
         told = await self.topology.ask_all(each.address for each in view.masters)
         for each in told.values():
