@@ -414,6 +414,9 @@ def _import_all() -> None:
         import_module(module.name)
     for name in "langgraph.graph", "langgraph.prebuilt", "steps":
         import_module(name)
+    import copied_postgres
+
+    copied_postgres.copy_everywhere()
     gc.collect()
     gc.freeze()
 
