@@ -57,13 +57,7 @@ def test_a_table_that_was_edited_is_noticed(capacity: Any) -> None:
 
 def test_the_script_runs_on_what_was_measured(capacity: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     arguments = ["--turns", "15", "--seed", "5", "--only", "carries", "--only", "flushed"]
-    script = str(ROOT / "benchmarks" / "scaling.py")
-    program = f"""if True:
-        import sys
-        from runpy import run_path
-        sys.path[0], sys.argv[0] = {str(ROOT / "benchmarks")!r}, {script!r}
-        run_path({script!r}, run_name="__main__")
-    """
+    program = f"from benchmark_process import run; run({str(ROOT / 'benchmarks' / 'scaling.py')!r})"
     done = preforked.run(program, *arguments, env=environment(), timeout=60)
     assert done.returncode == 0, done.stderr
     made, others = (

@@ -61,7 +61,7 @@ class Application:
                 self._started.set()
                 turns = 0
                 while not self._over.is_set():
-                    await asyncio.sleep(0.1)
+                    await asyncio.sleep(0.25)
                     for thread in self.threads:
                         if self.most_turns is None or turns < self.most_turns:
                             await self._turn(thread, "hello")
