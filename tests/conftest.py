@@ -22,6 +22,7 @@ from prometheus_client import CollectorRegistry
 import copied_postgres
 import databases
 import dice  # also loads Hypothesis' profile, which has to be there before any test is imported
+from collecting import begin_elsewhere
 from conformance_suite import checkpoint_format  # noqa: F401 - a fixture
 from copied_postgres import CopiedPostgres
 from fast import is_slow, is_slow_file
@@ -56,6 +57,7 @@ def pytest_configure(config: pytest.Config) -> None:
         stack.enter_context(copied_postgres.files_of_a_run())
         config.add_cleanup(stack.pop_all().close)
     copied_postgres.copy_everywhere()
+    begin_elsewhere(config, left_out=[name for name, needs in OPT_IN.items() if not os.environ.get(needs)])
     if dice.EXPLORING and config.getoption("hypothesis_seed") is None:
         config.option.hypothesis_seed = dice.SEED
 

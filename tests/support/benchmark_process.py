@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import subprocess
 import sys
+import traceback
 from pathlib import Path
 from runpy import run_path
 from typing import Any
@@ -31,16 +32,24 @@ def run(path: str) -> None:
     run_path(path, run_name="__main__")
 
 
-def _run_a_part(argv: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
-    """What `subprocess.run` of a script does, if it succeeds."""
+_run = subprocess.run
+
+
+def _run_a_part(argv: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
+    """What `subprocess.run` does. If it is to run this script, too, that has to succeed."""
     python, script, *arguments = argv
-    assert (python, script) == (sys.executable, sys.argv[0])
+    if (python, script) != (sys.executable, sys.argv[0]):
+        return _run(argv, **options)
     reader, writer = os.pipe()
     if not (pid := os.fork()):
         os.dup2(writer, 1)
         sys.argv[1:] = arguments
-        run_path(script, run_name="__main__")
-        sys.stdout.flush()
+        try:
+            run_path(script, run_name="__main__")
+            sys.stdout.flush()
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
         os._exit(0)
     os.close(writer)
     with os.fdopen(reader) as file:
