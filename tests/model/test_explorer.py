@@ -20,7 +20,7 @@ from model.world import World
 
 # `make explore` goes through all schedules with a fault, too; here it is a sample.
 EXHAUSTIVE = dice.EXPLORING
-SAMPLE = 100
+SAMPLE = 160
 SAMPLE_OF_LARGE = 30
 SAMPLE_OF_BURSTS = 100
 SAMPLE_OF_OUTAGES = 20

@@ -653,7 +653,7 @@ def test_nothing_is_drawn_while_nobody_looks(calm: Shown) -> None:
 
 def test_rows_and_points_are_bounded_however_long_it_runs(calm: Shown) -> None:
     calm.fake.rate, calm.fake.beat = 400, 0.02
-    calm.fake.wait_for(calm.fake.sent + 300)
+    calm.fake.wait_for(calm.fake.sent + 120)
     assert calm.evaluate("document.querySelectorAll('#call-rows tr').length") <= 100
     assert calm.evaluate("document.querySelectorAll('#conversation-list > li').length") <= 50
     assert calm.evaluate("document.querySelectorAll('*').length") < 4000
