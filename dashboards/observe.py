@@ -59,6 +59,7 @@ class Backing:
         prometheus_port, traffic_port: Where Prometheus and `/metrics` listen, on loopback; 0: any free port.
         traffic: Environment variables for the conversations (`CHECKPOINT_…`, `OTEL_…`).
         people: How many talk.
+        talks: Whether they begin at once; otherwise when `start_traffic` is called.
         scrape_interval: How often everything is scraped and every rule evaluated; as in the stack if `None`.
     """
 
@@ -66,6 +67,7 @@ class Backing:
     traffic_port: int = 0
     traffic: Mapping[str, str] = field(default_factory=lambda: dict(TRAFFIC))
     people: int = 6
+    talks: bool = True
     scrape_interval: str | None = None
     postgres: EmbeddedPostgres = field(default_factory=EmbeddedPostgres)
     redis: EmbeddedRedis = field(default_factory=EmbeddedRedis)
@@ -80,7 +82,8 @@ class Backing:
             self.traffic_port = self.traffic_port or _free_port()
             self.prometheus_port = self.prometheus_port or _free_port()
             self._start_exporters()
-            self.start_traffic()
+            if self.talks:
+                self.start_traffic()
             self._start_prometheus()
             self._stack = stack.pop_all()
         return self

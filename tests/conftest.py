@@ -11,6 +11,7 @@ import gc
 import os
 import socket
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import httpx
@@ -18,9 +19,12 @@ import pytest
 import redis.utils
 from prometheus_client import CollectorRegistry
 
+import copied_postgres
 import databases
 import dice  # also loads Hypothesis' profile, which has to be there before any test is imported
+from collecting import begin_elsewhere
 from conformance_suite import checkpoint_format  # noqa: F401 - a fixture
+from copied_postgres import CopiedPostgres
 from fast import is_slow, is_slow_file
 from glasspoint.embedded import EmbeddedPostgres, EmbeddedRedis
 from longest import begins_at
@@ -49,6 +53,11 @@ def pytest_configure(config: pytest.Config) -> None:
     Its plugin looks for the seed afterwards.
     """
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(SUPPORT), os.environ.get("PYTHONPATH")]))
+    with ExitStack() as stack:
+        stack.enter_context(copied_postgres.files_of_a_run())
+        config.add_cleanup(stack.pop_all().close)
+    copied_postgres.copy_everywhere()
+    begin_elsewhere(config, left_out=[name for name, needs in OPT_IN.items() if not os.environ.get(needs)])
     if dice.EXPLORING and config.getoption("hypothesis_seed") is None:
         config.option.hypothesis_seed = dice.SEED
 
@@ -116,7 +125,7 @@ def redis_url(redis_server: EmbeddedRedis) -> str:
 
 @pytest.fixture(scope="session")
 def _second_postgres() -> Iterator[EmbeddedPostgres]:
-    with EmbeddedPostgres() as server:
+    with CopiedPostgres(origin="own") as server:
         server.stop()
         yield server
 

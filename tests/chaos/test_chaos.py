@@ -42,8 +42,8 @@ def report(outcome: Outcome) -> str:
 async def test_half_a_minute_of_chaos_lose_nothing_and_show_nothing_old(
     seed: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    # In `make explore`, as busy as `make chaos`.
-    outcome = await run(Settings(seed, seconds=32.0, pauses=1.0 if dice.EXPLORING else 4.0))
+    settings = Settings(seed, seconds=32.0)  # in `make explore`, as busy as `make chaos`
+    outcome = await run(settings if dice.EXPLORING else replace(settings, pauses=8.0, conversations=6))
     said = report(outcome)
     with capsys.disabled():
         sys.stdout.write(said)
@@ -55,7 +55,7 @@ async def test_half_a_minute_of_chaos_lose_nothing_and_show_nothing_old(
     turns = [each for each in outcome.done if each.kind == "turn" and each.ok]
     assert any(len(each.answered) > 3 for each in turns)
     assert {each.database for each in turns} == {"a", "b"}
-    assert sum(each.worker.startswith("foreign") for each in turns) > 5
+    assert sum(each.worker.startswith("foreign") for each in turns) > 2
 
 
 @pytest.mark.skipif(not dice.EXPLORING, reason="takes minutes of processor time: make explore runs it")

@@ -137,20 +137,8 @@ def test_a_turn_is_judged_against_both_peers_by_its_processor_time_and_by_redis(
 def run(
     script: str, file: Path, *arguments: str, status: int = 0
 ) -> tuple[Any, subprocess.CompletedProcess[str]]:
-    """Run one; what it wrote to the file, and what it said.
-
-    Before each slice, `compare.py` and others collect garbage, which takes longer than the few calls of these
-    runs. Here they do not, and what was imported is not looked through at other times.
-    """
-    path = str(BENCHMARKS / script)
-    program = f"""if True:
-        import gc, sys
-        from runpy import run_path
-        sys.path[0], sys.argv[0] = {str(BENCHMARKS)!r}, {path!r}
-        from comparison import measuring
-        measuring._collect = gc.unfreeze = lambda: None
-        run_path({path!r}, run_name="__main__")
-    """
+    """Run one; what it wrote to the file, and what it said."""
+    program = f"from benchmark_process import run; run({str(BENCHMARKS / script)!r})"
     done = preforked.run(program, *arguments, "--json", str(file), env=environment(), timeout=110)
     assert done.returncode == status, done.stderr
     assert_fits(done.stdout, columns=80)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+import preforked
 from places import ROOT, SRC
 
 DOORS = {
@@ -169,7 +170,7 @@ def test_importing_glasspoint_needs_no_extra() -> None:
     block = f"import sys; sys.modules.update(dict.fromkeys({extras!r}))"
     live = "glasspoint.telemetry.live.site, glasspoint.trace.page"
     code = f"{block}; import glasspoint, glasspoint.telemetry.http, {live}"
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+    _run(code)
 
 
 def test_only_a_command_that_runs_the_demo_imports_it() -> None:
@@ -179,4 +180,9 @@ def test_only_a_command_that_runs_the_demo_imports_it() -> None:
     ]
     code = "import sys; {}; assert not [each for each in sys.modules if each.startswith('glasspoint.demo')]"
     imports = f"import {', '.join(sorted(commands))}"
-    subprocess.run([sys.executable, "-c", code.format(imports)], check=True, timeout=60)
+    _run(code.format(imports))
+
+
+def _run(code: str) -> None:
+    done = preforked.run(code, env=os.environ, timeout=60, source=preforked.of_libraries())
+    assert done.returncode == 0, done.stderr

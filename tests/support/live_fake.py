@@ -262,6 +262,10 @@ class World:
         return found
 
 
+RESTING_SECONDS = 4.0
+"""How often a fake says something that rests: less often, and its page would take it for dead."""
+
+
 class Fake:
     """The server, and what a test may do to it."""
 
@@ -292,6 +296,7 @@ class Fake:
         self.may_answer.set()
         self.repeats: tuple[str, str, str] | None = None
         self._told = threading.Condition()
+        self._rests = False
         self.closing = threading.Event()
         self._server = ThreadingHTTPServer(("127.0.0.1", port), _handler_of(self))
         self._server.daemon_threads = True
@@ -305,8 +310,27 @@ class Fake:
         with self._told:
             assert self._told.wait_for(lambda: self.sent >= sent, timeout=60)
 
+    @contextmanager
+    def busy(self) -> Iterator[None]:
+        """Be so busy as its options say. Afterwards it rests: each figure costs the browser that shows it."""
+        self._rest(False)
+        try:
+            yield
+        finally:
+            self._rest(True)
+
+    def _rest(self, rests: bool) -> None:
+        with self._told:
+            self._rests = rests
+            self._told.notify_all()
+
+    def _has_rested(self) -> None:
+        with self._told:
+            self._told.wait_for(lambda: not self._rests, timeout=RESTING_SECONDS)
+
     def close(self) -> None:
         self.closing.set()
+        self._rest(False)
         self._server.shutdown()
         self._server.server_close()
 
@@ -366,6 +390,7 @@ class Fake:
         shown = len(world.lines)
         marked = set(self.done)
         while not self.closing.is_set() and self.refuses is None:
+            self._has_rested()
             if self.bye is not None:
                 send("bye", {"reason": self.bye})
                 return

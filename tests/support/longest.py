@@ -32,7 +32,7 @@ LONGEST = (
 """Files below tests/, by name: those of half a minute or more, of the times that `--durations 0` prints."""
 
 
-def begins_at(item: pytest.Item) -> int:
-    """Return the place of a test's file in the order of all: a stable sort leaves the others as they are."""
+def begins_at(item: pytest.Item) -> tuple[int, str]:
+    """Return the place of a test's file in the order of all. The tests of one file stay in their order."""
     name = item.path.name
-    return LONGEST.index(name) if name in LONGEST else len(LONGEST)
+    return (LONGEST.index(name) if name in LONGEST else len(LONGEST)), str(item.path)

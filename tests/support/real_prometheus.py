@@ -44,7 +44,7 @@ class Prometheus:
         deadline = monotonic() + seconds
         while not (found := self.query(promql)):
             assert monotonic() < deadline, f"still no answer to {promql} after {seconds} s"
-            sleep(0.05)
+            sleep(0.2)
         return found
 
     def is_ready(self) -> bool:

@@ -237,7 +237,7 @@ async def until(condition: Callable[[], Awaitable[Any] | Any], *, seconds: float
             return answer
         assert monotonic() < deadline, f"still not so after {seconds} s"
         await asyncio.sleep(pause)
-        pause = min(1.2 * pause, 0.025)
+        pause = min(1.2 * pause, 0.05)
 
 
 def seeded_dice() -> random.Random:

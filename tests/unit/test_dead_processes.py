@@ -170,32 +170,36 @@ def test_a_process_that_is_killed_in_the_middle_of_a_merge_loses_nothing(
     assert files(directory) == MERGED | own()
 
 
-SCRAPER = """
-import os, sys
+SCRAPERS = """
+import os
 from prometheus_client import Counter
 from glasspoint.telemetry.multiprocess import AllProcesses
-Counter("own", "Help.").inc()
-sys.stdin.readline()
-for _ in range(30):
-    seen = {s.value for m in AllProcesses().collect() if m.name == "done" for s in m.samples}
-    print(*seen)
+
+start, go = os.pipe()
+pids = []
+for _ in range(3):
+    if pid := os.fork():
+        pids.append(pid)
+        continue
+    os.close(go)
+    Counter("own", "Help.").inc()
+    os.read(start, 1)
+    found = []
+    for _ in range(30):
+        found += {s.value for m in AllProcesses().collect() if m.name == "done" for s in m.samples}
+    os.write(1, f"{len(found)} {set(found)}\\n".encode())
+    os._exit(0)
+os.close(go)  # now all begin
+for pid in pids:
+    assert os.waitpid(pid, 0)[1] == 0
 """
 
 
 def test_scrapes_of_several_processes_merge_side_by_side(directory: Path) -> None:
     for _ in range(20):
         write(directory, ended(), 10.0)
-    scrapers = [
-        subprocess.Popen([sys.executable, "-c", SCRAPER], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-        for _ in range(3)
-    ]
-    for scraper in scrapers:
-        assert scraper.stdin is not None
-        scraper.stdin.write(b"\n")
-        scraper.stdin.flush()
-    for scraper in scrapers:
-        shown, _ = scraper.communicate(timeout=60)
-        assert shown.decode().split() == ["201.0"] * 30
+    shown = subprocess.run([sys.executable, "-c", SCRAPERS], stdout=subprocess.PIPE, timeout=60, check=True)
+    assert shown.stdout.decode() == "30 {201.0}\n" * 3
     assert without_gauge(page()) == expected(201.0)
     assert files(directory) == MERGED | own()
 

@@ -7,8 +7,6 @@ import json
 import re
 import signal
 import socket
-import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -263,14 +261,8 @@ def test_what_is_no_url_is_an_error_of_one_line(url: str) -> None:
 
 def test_without_httpx_it_says_what_to_install() -> None:
     code = "import sys; sys.modules['httpx'] = None; from glasspoint.cli.main import main; main()"
-    ended = subprocess.run(
-        [sys.executable, "-c", code, "top", "--once"],
-        env=environment(),
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=60,
-    )
+    source = preforked.of_libraries()
+    ended = preforked.run(code, "top", "--once", env=environment(), timeout=60, source=source)
     assert ended.returncode == 1
     assert "pip install 'glasspoint[cli]'" in ended.stderr
     assert "Traceback" not in ended.stderr

@@ -7,7 +7,6 @@ import io
 import re
 import signal
 import socket
-import subprocess
 import sys
 import threading
 import urllib.error
@@ -25,6 +24,7 @@ from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.outputs import ChatGeneration, ChatResult
 from rich.console import Console
 
+import preforked
 from command_line import (
     END_SECONDS,
     assert_fits,
@@ -259,7 +259,8 @@ def test_a_missing_otlp_exporter_is_an_error_that_says_how_to_get_it(
 
 def test_the_demo_does_not_need_langchain() -> None:
     program = "import sys; sys.modules['langchain'] = None; import glasspoint.demo.play, glasspoint.cli.check"
-    subprocess.run([sys.executable, "-c", program], env=environment(), check=True)
+    done = preforked.run(program, env=environment(), timeout=60, source=preforked.of_libraries())
+    assert done.returncode == 0, done.stderr
 
 
 def test_the_version_is_printed() -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -20,6 +19,8 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+import preforked
+from copied_postgres import made_anew
 from databases import with_tables
 from glasspoint.embedded import EmbeddedPostgres, EmbeddedRedis
 from glasspoint.errors import EmbeddedServerUnavailable
@@ -56,7 +57,7 @@ def wait_until(condition: Callable[[], bool], timeout_seconds: float = 60) -> No
 @pytest.mark.parametrize("failing", [False, True], ids=["in order", "after an exception"])
 def test_both_servers_answer_inside_their_context_and_are_gone_after_it(failing: bool) -> None:
     expectation = pytest.raises(ZeroDivisionError) if failing else nullcontext()
-    with expectation, EmbeddedPostgres() as postgres, EmbeddedRedis() as redis_server:
+    with made_anew(), expectation, EmbeddedPostgres() as postgres, EmbeddedRedis() as redis_server:
         pids = [postgres.pid, redis_server.pid]
         directories = [postgres.directory, redis_server.directory]
         assert scalar(postgres.url, "SHOW server_version").startswith("18")
@@ -85,16 +86,9 @@ with EmbeddedPostgres() as postgres, EmbeddedRedis() as redis:
 
 
 @pytest.fixture
-def parent() -> Iterator[subprocess.Popen[str]]:
+def parent() -> Iterator[preforked.Popen]:
     """A Python process in a process group of its own, as a shell starts it, with both servers running."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", PARENT],
-        stdout=subprocess.PIPE,
-        text=True,
-        process_group=0,
-        stderr=subprocess.DEVNULL,
-    )
-    with process:
+    with preforked.Popen(PARENT, env=os.environ) as process:
         yield process
         process.kill()
 
@@ -103,7 +97,7 @@ def parent() -> Iterator[subprocess.Popen[str]]:
     "signal_number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=lambda s: s.name
 )
 def test_servers_go_when_their_parent_is_ended_by(
-    signal_number: signal.Signals, parent: subprocess.Popen[str]
+    signal_number: signal.Signals, parent: preforked.Popen
 ) -> None:
     assert parent.stdout is not None
     servers = [parent.stdout.readline().strip().split(maxsplit=1) for _ in range(2)]

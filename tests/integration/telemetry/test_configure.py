@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import socket
-import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent import futures
@@ -29,6 +28,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from prometheus_client import CollectorRegistry
 
+import preforked
 from glasspoint import configure_telemetry, conversation_turn, create_telemetry
 from glasspoint.errors import ConfigurationError
 from glasspoint.telemetry.configure import ConfiguredTelemetry
@@ -186,10 +186,11 @@ def test_a_missing_exporter_is_an_error_that_says_how_to_get_it(
 
 def test_only_who_configures_loads_the_sdk() -> None:
     program = "import sys, glasspoint; sys.exit('opentelemetry.sdk.trace' in sys.modules)"
-    subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
+    done = preforked.run(program, env=os.environ, timeout=60, source=preforked.of_libraries())
+    assert done.returncode == 0, done.stderr
 
 
-def test_what_was_not_shut_down_is_sent_at_the_end_of_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_was_not_shut_down_is_sent_at_the_end_of_the_process() -> None:
     program = """
 import glasspoint
 glasspoint.configure_telemetry()
@@ -197,8 +198,10 @@ with glasspoint.conversation_turn("42", agent_name="concierge"):
     pass
 """
     with collecting() as collector:
-        monkeypatch.setenv(ENDPOINT, collector.url)
-        subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
+        variables = {**os.environ, ENDPOINT: collector.url}
+        source = preforked.of_libraries()
+        done = preforked.run(program, env=variables, timeout=60, is_taken_down=True, source=source)
+    assert done.returncode == 0, done.stderr
     assert [span.name for span in collector.spans] == ["invoke_agent concierge"]
 
 

@@ -12,7 +12,6 @@ import hashlib
 import os
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
 from itertools import groupby
 from typing import Any
 
@@ -26,6 +25,7 @@ from otlp import Collector, Span, Tree, collecting
 
 CANARY = "canary-Gefluester-0451"
 TURN = f"invoke_agent {AGENT}"
+ENDPOINT = "OTEL_EXPORTER_OTLP_ENDPOINT"
 
 READ = ("checkpoint.l1.read", ())
 SELECT = ("checkpoint.l2.select", ())
@@ -47,8 +47,12 @@ GRAPH = (
 class Turns:
     """Turns, each in a process of its own, that are traced as these variables say."""
 
-    def __init__(self, source: preforked.Source, variables: dict[str, str]) -> None:
-        self._source, self._variables = source, variables
+    def __init__(self, source: preforked.Source, collector: Collector, **variables: str) -> None:
+        """Args:
+        variables: Of OpenTelemetry.
+        """
+        self._source = source
+        self._variables = variables | {ENDPOINT: collector.url}
 
     async def one(
         self, database: str, redis_url: str, text: str, thread_id: str = "42", **variables: str
@@ -69,12 +73,11 @@ class Turns:
         return ended
 
 
-@contextmanager
-def turns_with(collector: Collector, **variables: str) -> Iterator[Turns]:
-    """Processes that send their spans to the collector, and have these variables of OpenTelemetry."""
-    variables["OTEL_EXPORTER_OTLP_ENDPOINT"] = collector.url
-    with preforked.source_with(**variables) as source:
-        yield Turns(source, variables)
+@pytest.fixture(scope="module")
+def source() -> Iterator[preforked.Source]:
+    """What turns are forked off. That there is an endpoint, it knows while it imports OpenTelemetry."""
+    with preforked.source_with(**{ENDPOINT: "http://127.0.0.1:1"}) as source:
+        yield source
 
 
 def without_checks(tree: Tree) -> Tree:
@@ -93,12 +96,15 @@ def split(tree: Tree) -> tuple[Tree, list[tuple[str, Tree]]]:
     return (name, tuple(graph for graph, _ in rest)), calls + [each for _, below in rest for each in below]
 
 
-async def test_three_turns_in_three_processes_are_three_linked_traces(database: str, redis_url: str) -> None:
+async def test_three_turns_in_three_processes_are_three_linked_traces(
+    source: preforked.Source, database: str, redis_url: str
+) -> None:
     variables = {
         "OTEL_RESOURCE_ATTRIBUTES": "deployment.environment.name=test",
         "OTEL_EXPORTER_OTLP_HEADERS": "x-tenant=seven",
     }
-    with collecting() as collector, turns_with(collector, **variables) as having:
+    with collecting() as collector:
+        having = Turns(source, collector, **variables)
         for number in range(3):
             if number == 2:
                 async with Redis.from_url(redis_url) as redis:
@@ -150,14 +156,15 @@ def secrets_in(collector: Collector, *outputs: str) -> list[str]:
 
 @pytest.mark.parametrize("text", [CANARY, f"fail {CANARY}"], ids=["answers", "fails"])
 async def test_nothing_that_was_said_and_no_credential_is_emitted(
-    text: str, database: str, own_redis: EmbeddedRedis
+    text: str, source: preforked.Source, database: str, own_redis: EmbeddedRedis
 ) -> None:
     """With every instrumentation on: those see the state, the thread id and the passwords."""
     password, hashed = CANARY.encode().hex(), hashlib.sha256(CANARY.encode()).hexdigest()[:16]
     async with Redis.from_url(own_redis.url) as redis:
         await redis.config_set("requirepass", password)
     servers = f"{database}&password={password}", own_redis.url.replace("//", f"//:{password}@")
-    with collecting() as collector, turns_with(collector) as having:
+    with collecting() as collector:
+        having = Turns(source, collector)
         for _ in range(2):
             worker = await having.one(*servers, text, CANARY, CHECKPOINT_TELEMETRY_THREAD_IDS="hashed")
             assert "LookupError" in worker.stdout if text != CANARY else "LookupError" not in worker.stdout
@@ -176,10 +183,12 @@ def _errors_of(spans: list[Span]) -> list[Any]:
     return [span.attributes["error.type"] for span in spans if "error.type" in span.attributes]
 
 
-async def test_content_is_there_for_whoever_asks_for_it(database: str, redis_url: str) -> None:
+async def test_content_is_there_for_whoever_asks_for_it(
+    source: preforked.Source, database: str, redis_url: str
+) -> None:
     """So that the test above has something to find."""
     content = {"OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT": "true"}
-    with collecting() as collector, turns_with(collector, **content) as having:
-        await having.one(database, redis_url, CANARY)
+    with collecting() as collector:
+        await Turns(source, collector, **content).one(database, redis_url, CANARY)
     assert secrets_in(collector)
     assert not [span for span in collector.spans if span.scope == "glasspoint" and CANARY in str(span)]

@@ -219,11 +219,18 @@ class Together:
         return scraped(self.families())
 
 
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Iterator[preforked.Source]:
+    """The Prometheus client asks whether there is a folder while it is imported, and later which one."""
+    nothing = tmp_path_factory.mktemp("nothing")
+    with preforked.source_with(PROMETHEUS_MULTIPROC_DIR=str(nothing)) as source:
+        yield source
+    assert not any(nothing.iterdir())
+
+
 @pytest.fixture
-def together(tmp_path: Path) -> Iterator[Together]:
-    variables = {"PROMETHEUS_MULTIPROC_DIR": str(tmp_path)}
-    with preforked.source_with(**variables) as source:
-        yield Together(source, variables)
+def together(source: preforked.Source, tmp_path: Path) -> Together:
+    return Together(source, {"PROMETHEUS_MULTIPROC_DIR": str(tmp_path)})
 
 
 @pytest.fixture

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
 import socket
-import subprocess
-import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
@@ -16,6 +15,7 @@ from prometheus_client import CollectorRegistry, Counter
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
+import preforked
 from glasspoint.errors import ConfigurationError
 from glasspoint.telemetry.http import serve_telemetry, telemetry_app
 
@@ -230,4 +230,5 @@ def test_an_address_that_cannot_be_had_says_what_to_do(clash: str | int, registr
 @pytest.mark.slow
 def test_a_running_server_does_not_keep_the_process_alive() -> None:
     code = "from glasspoint.telemetry.http import serve_telemetry; serve_telemetry(0)"
-    assert subprocess.run([sys.executable, "-c", code], timeout=30, check=False).returncode == 0
+    done = preforked.run(code, env=os.environ, timeout=30, is_taken_down=True)
+    assert done.returncode == 0, done.stderr

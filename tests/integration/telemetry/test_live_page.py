@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import pytest
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import BrowserContext, Page, expect
 
 from chromium import WATCH, launched
 from live_fake import HOSTILE, PAGE, TOKEN, Fake, faked
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
+def window() -> Iterator[BrowserContext]:
+    """For all pages: one of its own takes half a second of the processor more than a tab of it."""
     with launched() as browser:
-        yield browser
+        yield browser.new_context()
 
 
 class Shown:
@@ -43,6 +45,13 @@ class Shown:
         origin = self.fake.url.removesuffix("/live").removesuffix(self.fake.prefix)
         assert [url for url in self.requests if not url.startswith(f"{origin}/")] == []
 
+    @contextmanager
+    def in_front(self) -> Iterator[None]:
+        """Be the tab that is seen, of a server that is busy: what is behind it is hardly drawn."""
+        self.page.bring_to_front()
+        with self.fake.busy():
+            yield
+
     @property
     def fits(self) -> bool:
         return bool(self.evaluate("document.documentElement.scrollWidth <= window.innerWidth"))
@@ -51,8 +60,8 @@ class Shown:
 class Pages:
     """Opens the page of a server, and closes it again."""
 
-    def __init__(self, browser: Browser) -> None:
-        self._browser = browser
+    def __init__(self, window: BrowserContext) -> None:
+        self._window = window
         self._open: list[Shown] = []
 
     def __call__(
@@ -66,9 +75,9 @@ class Pages:
         before: str = "",
     ) -> Shown:
         """Open it; without motion, which takes more of the processor than all else."""
-        page = self._browser.new_page(
-            viewport={"width": width, "height": 900}, color_scheme=scheme, reduced_motion=motion
-        )
+        page = self._window.new_page()
+        page.set_viewport_size({"width": width, "height": 900})
+        page.emulate_media(color_scheme=scheme, reduced_motion=motion)
         page.set_default_timeout(20_000)
         page.add_init_script(WATCH + before)
         self._open.append(Shown(page, fake))
@@ -80,6 +89,7 @@ class Pages:
         while self._open:
             shown = self._open.pop()
             shown.assert_is_well()
+            shown.evaluate("localStorage.clear()")  # what the next page finds if it has the same port
             shown.page.close()
 
 
@@ -100,15 +110,15 @@ CHANGEABLE = (
 
 
 @pytest.fixture
-def opened(browser: Browser) -> Iterator[Pages]:
-    pages = Pages(browser)
+def opened(window: BrowserContext) -> Iterator[Pages]:
+    pages = Pages(window)
     yield pages
     pages.close()
 
 
 @pytest.fixture(scope="module")
-def opened_for_all(browser: Browser) -> Iterator[Pages]:
-    pages = Pages(browser)
+def opened_for_all(window: BrowserContext) -> Iterator[Pages]:
+    pages = Pages(window)
     yield pages
     pages.close()
 
@@ -125,18 +135,25 @@ def calm(page_of_calm: Shown) -> Iterator[Shown]:
     fake = page_of_calm.fake
     fake.asked.clear()
     as_it_was = {name: getattr(fake, name) for name in CHANGEABLE}
-    yield page_of_calm
-    vars(fake).update(as_it_was)
-    fake.may_answer.set()
-    page_of_calm.text("#link").to_have_text("Live")
+    with page_of_calm.in_front():
+        yield page_of_calm
+        vars(fake).update(as_it_was)
+        fake.may_answer.set()
+        page_of_calm.text("#link").to_have_text("Live")
     page_of_calm.assert_is_well()
 
 
 @pytest.fixture(scope="module")
-def fault(opened_for_all: Pages) -> Iterator[Shown]:
-    """A page that several tests use."""
+def page_of_fault(opened_for_all: Pages) -> Iterator[Shown]:
     with faked("fault") as fake:
         yield opened_for_all(fake)
+
+
+@pytest.fixture
+def fault(page_of_fault: Shown) -> Iterator[Shown]:
+    """A page that several tests use."""
+    with page_of_fault.in_front():
+        yield page_of_fault
 
 
 # ---- what it shows --------------------------------------------------------------------------------------
@@ -358,6 +375,7 @@ def test_a_turn_opens_in_a_panel_and_leads_to_a_tab(calm: Shown) -> None:
     assert popup.value.evaluate("window.opener") is None
     assert popup.value.url.endswith("?theme=dark")
     popup.value.close()
+    calm.page.bring_to_front()
     calm.page.keyboard.press("Escape")
     expect(calm.page.locator("#turn")).to_be_hidden()
     calm.page.get_by_role("button", name="Theme: dark").click()
@@ -647,7 +665,7 @@ def test_nothing_is_drawn_while_nobody_looks(calm: Shown) -> None:
 
 def test_rows_and_points_are_bounded_however_long_it_runs(calm: Shown) -> None:
     calm.fake.rate, calm.fake.beat = 400, 0.02
-    calm.fake.wait_for(calm.fake.sent + 300)
+    calm.fake.wait_for(calm.fake.sent + 120)
     assert calm.evaluate("document.querySelectorAll('#call-rows tr').length") <= 100
     assert calm.evaluate("document.querySelectorAll('#conversation-list > li').length") <= 50
     assert calm.evaluate("document.querySelectorAll('*').length") < 4000

@@ -24,6 +24,7 @@ import pytest
 from prometheus_client.core import Metric
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 
+import preforked
 from glasspoint.telemetry.catalogue import METRICS
 from live import Page
 from multiprocess_app import POOL_SIZE
@@ -122,8 +123,19 @@ def running(command: list[str], environment: dict[str, str]) -> Iterator[Served]
     assert "Traceback" not in "".join(said), "".join(said)
 
 
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Iterator[preforked.Source]:
+    """The Prometheus client asks whether there is a folder while it is imported, and later which one."""
+    nothing = tmp_path_factory.mktemp("nothing")
+    with preforked.source_with(PROMETHEUS_MULTIPROC_DIR=str(nothing)) as source:
+        yield source
+    assert not any(nothing.iterdir())
+
+
 @pytest.fixture(params=["uvicorn", "gunicorn"])
-def served(request: pytest.FixtureRequest, tmp_path: Path, database: str, redis_url: str) -> Iterator[Served]:
+def served(
+    request: pytest.FixtureRequest, source: preforked.Source, tmp_path: Path, database: str, redis_url: str
+) -> Iterator[Served]:
     """By uvicorn, and by gunicorn as the docs configure it, whose workers are forked from a loaded app."""
     environment = {**os.environ, "POSTGRES_URL": database, "REDIS_URL": redis_url, "TMPDIR": str(tmp_path)}
     environment["GLASSPOINT_LIVE"] = "1"
@@ -143,14 +155,14 @@ def served(request: pytest.FixtureRequest, tmp_path: Path, database: str, redis_
         [directory] = tmp_path.glob("metrics-*")
         found.directory = directory
         yield found
-    left = page_of_a_process_alone(directory)
+    left = page_of_a_process_alone(source, directory)
     assert "# TYPE glasspoint_pool_max_connections gauge" in left
     assert "glasspoint_pool_max_connections{" not in left, "gauges go with their process"
     assert "glasspoint_l1_reads_total{" in left, "counters stay"
     assert not list(directory.glob("gauge_*.db"))
 
 
-def page_of_a_process_alone(directory: Path) -> str:
+def page_of_a_process_alone(source: preforked.Source, directory: Path) -> str:
     """What a process that has no savers serves of the others."""
     code = """if True:
         import urllib.request
@@ -158,13 +170,8 @@ def page_of_a_process_alone(directory: Path) -> str:
         with serve_telemetry(0) as server:
             print(urllib.request.urlopen(f"{server.url}/metrics").read().decode())
     """
-    answer = subprocess.run(
-        [sys.executable, "-c", code],
-        env={**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(directory)},
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
+    variables = {**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(directory)}
+    answer = preforked.run(code, env=variables, timeout=60, source=source)
     assert answer.returncode == 0, answer.stderr
     return answer.stdout
 
@@ -304,25 +311,27 @@ def test_two_workers_are_one_for_a_scrape_and_on_the_live_page(served: Served, d
     until(lambda: {turn() for _ in range(8)} - {victim, survivor})
 
 
-def run_alone(**environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-W", "ignore::DeprecationWarning", "multiprocess_alone.py"],
-        cwd=TESTS,
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        timeout=100,
-    )
+def run_alone(source: preforked.Source, **environment: str) -> subprocess.CompletedProcess[str]:
+    code = """if True:
+        import runpy, warnings
+        warnings.simplefilter("ignore", DeprecationWarning)  # it forks
+        runpy.run_module("multiprocess_alone", run_name="__main__", alter_sys=True)
+    """
+    variables = {**os.environ, **environment}
+    return preforked.run(code, env=variables, timeout=100, is_taken_down=True, source=source)
 
 
 def test_registries_share_the_files_and_forks_begin_afresh(
-    tmp_path: Path, database: str, redis_url: str
+    source: preforked.Source, tmp_path: Path, database: str, redis_url: str
 ) -> None:
-    done = run_alone(PROMETHEUS_MULTIPROC_DIR=str(tmp_path), POSTGRES_URL=database, REDIS_URL=redis_url)
+    servers = {"POSTGRES_URL": database, "REDIS_URL": redis_url}
+    done = run_alone(source, PROMETHEUS_MULTIPROC_DIR=str(tmp_path), **servers)
     assert (done.returncode, done.stderr) == (0, "")
     assert not list(tmp_path.glob("gauge_*.db")), "the end of the process takes them along"
 
 
-def test_a_directory_that_is_not_there_is_an_error_that_says_so(tmp_path: Path) -> None:
-    done = run_alone(PROMETHEUS_MULTIPROC_DIR=str(tmp_path / "none"))
+def test_a_directory_that_is_not_there_is_an_error_that_says_so(
+    source: preforked.Source, tmp_path: Path
+) -> None:
+    done = run_alone(source, PROMETHEUS_MULTIPROC_DIR=str(tmp_path / "none"))
     assert "ConfigurationError: PROMETHEUS_MULTIPROC_DIR names" in done.stderr
