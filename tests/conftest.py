@@ -10,6 +10,7 @@ import functools
 import gc
 import os
 import socket
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,9 +22,10 @@ from prometheus_client import CollectorRegistry
 import databases
 import dice  # also loads Hypothesis' profile, which has to be there before any test is imported
 from conformance_suite import checkpoint_format  # noqa: F401 - a fixture
+from copied_postgres import CopiedPostgres, make_cheap
 from fast import is_slow, is_slow_file
 from glasspoint.embedded import EmbeddedPostgres, EmbeddedRedis
-from places import SUPPORT
+from places import SUPPORT, in_memory
 from recorder import spans_keep_the_contract  # noqa: F401 - a fixture
 from redis_users import _spare_redis_7, any_redis  # noqa: F401 - fixtures
 from spare_redis import SpareRedis
@@ -39,6 +41,13 @@ OPT_IN = {"test_real_tempo.py": "TEMPO_URL"}
 # for each connection, and httpx loads all certificates for each client, which takes 20 milliseconds.
 redis.utils.get_lib_version = functools.cache(redis.utils.get_lib_version)
 httpx._transports.default.create_ssl_context = functools.cache(httpx.create_ssl_context)  # type: ignore[attr-defined]
+
+
+# Servers work in memory where that is possible: making and removing files takes a fifth of the time there.
+# What tests write themselves stays on the disk (`tmp_path`): it may be large.
+if (folder := in_memory()) is not None:
+    os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", tempfile.gettempdir())
+    tempfile.tempdir = str(folder)
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -80,7 +89,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[EmbeddedPostgres]:
     """The session's PostgreSQL. A test that breaks it starts its own."""
-    with EmbeddedPostgres() as server:
+    with CopiedPostgres() as server:
+        make_cheap(server)
         yield server
 
 
@@ -114,7 +124,8 @@ def redis_url(redis_server: EmbeddedRedis) -> str:
 
 @pytest.fixture(scope="session")
 def _second_postgres() -> Iterator[EmbeddedPostgres]:
-    with EmbeddedPostgres() as server:
+    with CopiedPostgres() as server:
+        make_cheap(server)
         server.stop()
         yield server
 
