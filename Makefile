@@ -59,9 +59,9 @@ help:
 demo: $(VENV)/.installed-demo
 	@exec $(BIN)/glasspoint demo $(ARGS)
 
-# Three at a time, a file each, the long ones (tests/chaos) first: most tests wait for a server. ARGS="-n0 --pdb" for one at a time.
+# Four files at a time, the long ones first: most tests wait for a server. ARGS="-n0 --pdb" for one at a time.
 test: $(VENV)/.installed-dev
-	@exec $(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder $(ARGS)
+	@exec $(BIN)/pytest -n 4 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-fast: $(VENV)/.installed-dev
 	@exec $(BIN)/pytest -m 'not slow' -n 3 --dist loadfile --durations 5 $(ARGS)

@@ -25,6 +25,7 @@ from conformance_suite import checkpoint_format  # noqa: F401 - a fixture
 from copied_postgres import CopiedPostgres, make_cheap
 from fast import is_slow, is_slow_file
 from glasspoint.embedded import EmbeddedPostgres, EmbeddedRedis
+from longest import begins_at
 from places import SUPPORT, in_memory
 from recorder import spans_keep_the_contract  # noqa: F401 - a fixture
 from redis_users import _spare_redis_7, any_redis  # noqa: F401 - fixtures
@@ -74,9 +75,10 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark slow tests, give tests that explore more time, and spare the garbage collector what stays."""
+    """Put long files first, mark slow tests, give tests that explore more time, and freeze what stays."""
     gc.freeze()
     gc.set_threshold(20_000, 20, 20)
+    items.sort(key=begins_at)
     for item in items:
         if is_slow(item):
             item.add_marker(pytest.mark.slow)

@@ -7,7 +7,7 @@ import re
 import shutil
 import subprocess
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -15,6 +15,7 @@ import yaml
 from packaging.specifiers import SpecifierSet
 
 from fast import FAST
+from longest import LONGEST
 from places import ROOT
 
 MAKEFILE = (ROOT / "Makefile").read_text("utf-8")
@@ -167,8 +168,9 @@ def test_the_workflow_runs_everything_on_one_python_and_the_fast_tests_on_the_ot
     assert list(ran.values()) == [".ci/run", *["make test-fast"] * (len(ran) - 1)]
 
 
-# ------------------------------------------------------------------ the fast tests
+# ------------------------------------------------------------------ the fast tests, and the longest
 
 
-def test_every_file_of_the_fast_tests_is_there() -> None:
-    assert [name for name in sorted(FAST) if not list((ROOT / "tests").rglob(name))] == []
+@pytest.mark.parametrize("names", [sorted(FAST), LONGEST], ids=["fast", "longest"])
+def test_every_file_that_is_listed_is_there_once(names: Sequence[str]) -> None:
+    assert [name for name in names if len(list((ROOT / "tests").rglob(name))) != 1] == []

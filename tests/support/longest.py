@@ -1,0 +1,38 @@
+"""Which test files begin first: the longest, because one that begins last is waited for by all the others.
+
+Open this file when one process of `make test` is busy long after the others have ended.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import pytest
+
+__all__ = ["LONGEST", "begins_at"]
+
+LONGEST = (
+    "test_alone.py",
+    "test_observed.py",
+    "test_chaos.py",
+    "test_outage.py",
+    "test_explorer.py",
+    "test_benchmarks.py",
+    "test_sentinel.py",
+    "test_live_demo.py",
+    "test_cluster_tier.py",
+    "test_cluster.py",
+    "test_closing.py",
+    "test_on_a_cluster.py",
+    "test_scaling.py",
+    "test_live_page.py",
+    "test_processes.py",
+)
+"""Files below tests/, by name: those of half a minute or more, of the times that `--durations 0` prints."""
+
+
+def begins_at(item: pytest.Item) -> int:
+    """Return the place of a test's file in the order of all: a stable sort leaves the others as they are."""
+    name = item.path.name
+    return LONGEST.index(name) if name in LONGEST else len(LONGEST)
