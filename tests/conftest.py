@@ -10,6 +10,7 @@ import functools
 import gc
 import os
 import socket
+import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -24,11 +25,11 @@ import databases
 import dice  # also loads Hypothesis' profile, which has to be there before any test is imported
 from collecting import begin_elsewhere
 from conformance_suite import checkpoint_format  # noqa: F401 - a fixture
-from copied_postgres import CopiedPostgres
+from copied_postgres import CopiedPostgres, make_cheap
 from fast import is_slow, is_slow_file
 from glasspoint.embedded import EmbeddedPostgres, EmbeddedRedis
 from longest import begins_at
-from places import SUPPORT
+from places import SUPPORT, in_memory
 from recorder import spans_keep_the_contract  # noqa: F401 - a fixture
 from redis_users import _spare_redis_7, any_redis  # noqa: F401 - fixtures
 from spare_redis import SpareRedis
@@ -44,6 +45,13 @@ OPT_IN = {"test_real_tempo.py": "TEMPO_URL"}
 # for each connection, and httpx loads all certificates for each client, which takes 20 milliseconds.
 redis.utils.get_lib_version = functools.cache(redis.utils.get_lib_version)
 httpx._transports.default.create_ssl_context = functools.cache(httpx.create_ssl_context)  # type: ignore[attr-defined]
+
+
+# Servers work in memory where that is possible: making and removing files takes a fifth of the time there.
+# What tests write themselves stays on the disk (`tmp_path`): it may be large.
+if (folder := in_memory()) is not None:
+    os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", tempfile.gettempdir())
+    tempfile.tempdir = str(folder)
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -92,6 +100,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def postgres() -> Iterator[EmbeddedPostgres]:
     """The session's PostgreSQL. A test that breaks it starts its own."""
     with EmbeddedPostgres() as server:
+        make_cheap(server)
         yield server
 
 
@@ -126,6 +135,7 @@ def redis_url(redis_server: EmbeddedRedis) -> str:
 @pytest.fixture(scope="session")
 def _second_postgres() -> Iterator[EmbeddedPostgres]:
     with CopiedPostgres(origin="own") as server:
+        make_cheap(server)
         server.stop()
         yield server
 

@@ -117,8 +117,7 @@ class ClusterDeployment(Deployment):
     def _reshard(self, source: EmbeddedRedis, fault: Fault, dice: random.Random) -> None:
         """Slots with keys move to another master, and back later."""
         target = dice.choice([each for each in self._masters() if each is not source])
-        with self._cluster.admin(source) as client:
-            slots = hot_slots(client)
+        slots = hot_slots(self._cluster.admin(source))
         slots = dice.sample(slots, min(len(slots), _SLOTS_AT_ONCE))
         if not slots:
             raise FaultFailedError("the master has no keys")
@@ -162,15 +161,14 @@ class ClusterDeployment(Deployment):
         except redis.ResponseError as exc:
             if "BUSYKEY" not in str(exc):
                 raise
-            with self._cluster.admin(target) as client, client.pipeline(transaction=False) as pipe:
+            with self._cluster.admin(target).pipeline(transaction=False) as pipe:
                 pipe.execute_command("ASKING")
                 pipe.execute_command("DEL", key)
                 pipe.execute()
 
     def _migrate(self, keys: list[Any], source: EmbeddedRedis, target: EmbeddedRedis) -> None:
         if keys:
-            with self._cluster.admin(source) as client:
-                client.execute_command("MIGRATE", "127.0.0.1", target.port, "", 0, 5000, "KEYS", *keys)
+            self._cluster.migrate(keys, source, target)
 
     def _heal(self) -> None:
         """Start what is down, let no slot be on its way, and wait until all is well."""

@@ -25,6 +25,9 @@ _SETTINGS = {
     # Nothing here survives the machine, but a commit waits until its WAL is written.
     "fsync": "off",
     "full_page_writes": "off",
+    # A start takes a third less.
+    "io_method": "sync",
+    "shared_buffers": "32MB",
     # What `losing_commits` needs: nobody else writes.
     "autovacuum": "off",
     "checkpoint_timeout": "1h",

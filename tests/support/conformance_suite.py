@@ -20,6 +20,9 @@ from langgraph.checkpoint.conformance.test_utils import generate_checkpoint
 BASE = sorted(capability.value for capability in BASE_CAPABILITIES)
 ALL = sorted(capability.value for capability in ALL_CAPABILITIES)
 SUITE = "langgraph.checkpoint.conformance"
+ONLY_TODAYS_FORMAT = pytest.mark.parametrize("checkpoint_format", [4], ids=["v4"], indirect=True)
+"""For tests of where checkpoints are stored, which another test of the same code runs with both formats."""
+
 ASKS_FOR_FORMAT_1 = "test_get_tuple_checkpoint_fields: Expected v=1, got 4"
 
 

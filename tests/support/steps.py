@@ -227,17 +227,22 @@ def suspended(*processes: psutil.Process) -> Iterator[None]:
 
 
 async def until(condition: Callable[[], Awaitable[Any] | Any], *, seconds: float = 30.0) -> Any:
-    """Wait for a condition, and return what it answered. A busy machine needs its time."""
+    """Wait for a condition, and return what it answered. A busy machine needs its time.
+
+    A condition that takes long is asked for rarely: a tenth of the time goes into asking, while what is
+    waited for needs the processor, too.
+    """
     deadline, pause = monotonic() + seconds, 0.005
     while True:
+        asked_at = monotonic()
         answer = condition()
         if isinstance(answer, Awaitable):
             answer = await answer
         if answer:
             return answer
         assert monotonic() < deadline, f"still not so after {seconds} s"
-        await asyncio.sleep(pause)
-        pause = min(1.2 * pause, 0.05)
+        await asyncio.sleep(max(pause, min(9 * (monotonic() - asked_at), 0.1)))
+        pause = min(1.2 * pause, 0.025)
 
 
 def seeded_dice() -> random.Random:

@@ -50,6 +50,20 @@ def test_savers_of_one_registry_are_counted_by_the_same_look() -> None:
     assert registry.get_sample_value(COUNT, {"saver": "other", "operation": "put", "outcome": "ok"}) == 1
 
 
+def test_zeros_are_made_by_who_looks_at_them_and_by_no_opening() -> None:
+    """All of them take milliseconds, and not every process is scraped."""
+    registry = CollectorRegistry()
+    Metrics("default", registry)
+    families = Families.of(registry).counted
+    assert not any(family._metrics for family in families.values())
+    text = generate_latest(registry.restricted_registry(["glasspoint_l1_reads_total"])).decode()
+    assert 'glasspoint_l1_reads_total{result="hit",saver="default"} 0.0' in text
+    assert [name for name, family in families.items() if family._metrics] == ["l1_reads_total"]
+    [read_without_a_scrape] = Families.of(registry).collect(["forks_total"])
+    assert read_without_a_scrape.samples
+    assert 'glasspoint_l2_retries_total{operation="put"' in generate_latest(registry).decode()
+
+
 def test_without_anybody_who_looks_no_more_than_some_wait() -> None:
     registry = CollectorRegistry()
     metrics = Metrics("default", registry)

@@ -67,7 +67,7 @@ from glasspoint.telemetry.events import (
 from glasspoint.telemetry.interrupts import InterruptKind
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence, Set
 
     from prometheus_client.core import Metric as Family
 
@@ -205,8 +205,12 @@ class Families:
             name: _family(metric) for name, metric in METRICS.items() if name not in READ_AT_SCRAPE
         }
         """The families that events change, by their names in the catalogue."""
+        self._saver_names: set[str] = set()
+        self._served = {
+            name: _Served(name, family, self._saver_names) for name, family in self.counted.items()
+        }
         # First: it counts before the others are collected.
-        self._collectors: list[Collector] = [self.ended, *map(_Served, self.counted.values())]
+        self._collectors: list[Collector] = [self.ended, *self._served.values()]
         if multiprocess.is_on():
             self.savers: SaverCollector = multiprocess.SharedSaverCollector()
             self._collectors += self.savers.families
@@ -223,7 +227,15 @@ class Families:
         self.ended.collect()
         for name, family in self.counted.items():
             if name in metrics:
+                self._served[name].make_zeros()
                 yield from family.collect()
+
+    def expect(self, saver_name: str) -> None:
+        """Show the series of a saver's name in every scrape."""
+        self._saver_names.add(saver_name)
+        if multiprocess.is_on():  # another process is scraped, and reads the files of this one
+            for served in self._served.values():
+                served.make_zeros()
 
     def register(self, registry: CollectorRegistry) -> None:
         """Register all families, or none."""
@@ -281,8 +293,18 @@ class _Summary(Summary):
 class _Served(Collector):
     """A family as a scrape sees it: without its `_created` series, which are a fifth of a scrape."""
 
-    def __init__(self, family: Counter | Histogram | Summary) -> None:
+    def __init__(self, name: str, family: Counter | Histogram | Summary, savers: Set[str]) -> None:
+        """Serve a family.
+
+        Args:
+            name: Its name in the catalogue.
+            family: The family.
+            savers: The names of the savers that report to it. More may be added later.
+        """
         self._family = family
+        self._zeros = _KNOWN.get(name, ()) if METRICS[name].labels else ((),)
+        self._savers = savers
+        self._with_zeros: set[str] = set()
 
     def describe(self) -> Iterable[Family]:
         """Return the family without samples, so that the registry knows its names."""
@@ -290,9 +312,21 @@ class _Served(Collector):
 
     def collect(self) -> Iterator[Family]:
         """Return the family with its samples."""
+        self.make_zeros()
         for family in self._family.collect():
             family.samples = [each for each in family.samples if not each.name.endswith("_created")]
             yield family
+
+    def make_zeros(self) -> None:
+        """Make the series that each saver certainly gets.
+
+        So no part of a ratio is missing, and the first event shows as an increase. They are not made when a
+        saver opens, because that takes milliseconds for all families, and not every process is scraped.
+        """
+        for saver in self._savers - self._with_zeros:
+            for labels in self._zeros:
+                self._family.labels(saver, *((labels,) if isinstance(labels, str) else labels))
+            self._with_zeros.add(saver)  # not earlier: another thread may scrape at the same time
 
 
 class _EndedCall(NamedTuple):
@@ -400,12 +434,12 @@ def _has_no_character(text: str) -> bool:
 
 
 class Metrics(Observer):
-    """Observes the savers of one name for Prometheus. It binds the children of every family once."""
+    """Observes the savers of one name for Prometheus. It binds each child of a family once."""
 
     drops = "metrics"
 
     def __init__(self, saver_name: str, registry: CollectorRegistry | None = None) -> None:
-        """Bind the children of every family to a saver's name.
+        """Begin to observe.
 
         Args:
             saver_name: The `saver` label of all metrics.
@@ -423,13 +457,7 @@ class Metrics(Observer):
         self._savers = families.savers
         self._children = _Children(families.counted, saver_name)
         self._agents = families.agents.setdefault(saver_name, set())
-        # Created at once: so no part of a ratio is missing, and the first event shows as an increase.
-        for name in families.counted:
-            if not METRICS[name].labels:
-                self._children[name]
-        for name, known in _KNOWN.items():
-            for labels in known:
-                self._children[(name, labels) if isinstance(labels, str) else (name, *labels)]
+        families.expect(saver_name)
 
     def operation_ended(self, operation: Operation) -> None:
         """Queue a call for `count`."""

@@ -220,6 +220,16 @@ def test_a_test_gets_its_tables_as_setup_makes_them_whatever_another_test_has_do
         assert connection.execute("SELECT id FROM glasspoint_identity").fetchone() != identity
 
 
+def test_the_tables_that_a_test_gets_outlive_a_crash_of_its_server(own_postgres: EmbeddedPostgres) -> None:
+    with psycopg.connect(with_tables(own_postgres), autocommit=True) as connection:
+        connection.execute("CREATE SCHEMA other")
+    url = with_tables(own_postgres)
+    own_postgres.crash()
+    own_postgres.start()
+    assert scalar(url, "SELECT count(*) FROM glasspoint_identity") == 1
+    assert scalar(url, "SELECT count(*) FROM pg_namespace WHERE nspname = 'other'") == 0
+
+
 def test_a_dropped_database_is_gone_even_while_in_use(postgres: EmbeddedPostgres) -> None:
     url = postgres.create_database("in_use")
     with psycopg.connect(url):

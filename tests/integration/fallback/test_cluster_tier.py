@@ -98,8 +98,8 @@ async def test_conversations_of_all_masters_go_on_through_an_outage(
             for each in [*hot, *new]:
                 keys = await keys_of(nodes, each)
                 assert keys, "nothing stands in the tier"
-                with nodes.admin(server_of(nodes, each)) as admin:
-                    assert set(admin.keys("*:fallback:*")) >= keys, "on one master, with its list"
+                there = set(nodes.admin(server_of(nodes, each)).keys("*:fallback:*"))
+                assert there >= keys, "on one master, with its list"
             status, about = await readyz(registry)
             assert (status, about["tier"], about["redis"]) == (200, "redis", "ok")
             own_postgres.start()
@@ -332,8 +332,7 @@ async def test_while_the_slot_of_a_list_moves_a_call_is_right_or_fails(
     while keys := nodes.ask(source, "CLUSTER", "GETKEYSINSLOT", slot, 5):
         for each in (thread, other):
             failed += await right_or_failed(tier, each)
-        with nodes.admin(source) as admin:
-            admin.execute_command("MIGRATE", "127.0.0.1", to.port, "", 0, 5000, "KEYS", *keys)
+        nodes.migrate(keys, source, to)
     assert failed, "no call has met a slot on its way"
     nodes.end_move(slot, source, to)
     for each in (thread, other):
@@ -424,9 +423,9 @@ def records(nodes: Nodes, ports: set[int] | None = None) -> dict[bytes, bytes]:
     found: dict[bytes, bytes] = {}
     for server in nodes.servers:
         if ports is None or server.port in ports:
-            with nodes.admin(server) as admin:
-                if admin.info("replication")["role"] == "master":
-                    found |= {key: admin.hget(key, "record") for key in admin.keys("*:last-used:*")}
+            admin = nodes.admin(server)
+            if admin.info("replication")["role"] == "master":
+                found |= {key: admin.hget(key, "record") for key in admin.keys("*:last-used:*")}
     return found
 
 

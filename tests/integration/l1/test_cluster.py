@@ -105,8 +105,8 @@ async def test_a_single_entry_names_the_reign_of_its_master(database: str, nodes
         [key] = nodes.keys("glasspoint:*{a}*")
         master = nodes.master_of(slot_of("a"))
         reign = nodes.ask(master, "HGET", key.decode(), "reign").decode()
-        with nodes.admin(master) as admin:
-            run_id, replid = admin.info("server")["run_id"], admin.info("replication")["master_replid"]
+        admin = nodes.admin(master)
+        run_id, replid = admin.info("server")["run_id"], admin.info("replication")["master_replid"]
         assert reign.startswith(f"{run_id}.{replid}.")
         # An entry that names another reign is not believed, but deleted.
         nodes.ask(master, "HSET", key.decode(), "reign", reign[:-1] + "x")

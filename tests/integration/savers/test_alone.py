@@ -28,6 +28,7 @@ from glasspoint.coherence import sweeper as sweeping
 from glasspoint.embedded import EmbeddedPostgres, EmbeddedRedis
 from glasspoint.errors import ConfigurationError, L2RefusedError
 from glasspoint.l1 import entry
+from glasspoint.l1.breaker import Breaker
 from glasspoint.l1.cache import Cache, Intent
 from glasspoint.l1.entry import Changes
 from glasspoint.l1.quarantine import Quarantine
@@ -1288,6 +1289,15 @@ async def test_a_url_that_leads_to_a_cluster_later_is_said_once(
         assert await until(lambda: is_empty(database))
 
 
+@pytest.fixture
+def quick_probes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Short delays before a Redis that has refused is asked again."""
+    delays = Breaker.__init__.__kwdefaults__
+    assert delays is not None
+    monkeypatch.setitem(delays, "delay_seconds", 0.1)
+    monkeypatch.setitem(delays, "max_delay_seconds", 0.1)
+
+
 NEEDED = [f"+{name}" for name in permissions.COMMANDS]
 OPTIONAL = [f"+{name}" for name in permissions.OPTIONAL]
 
@@ -1326,7 +1336,7 @@ async def set_string_at(redis: Redis, key: bytes) -> None:
 
 @pytest.mark.parametrize("lacks", [*permissions.COMMANDS, "hset and info", "the keys", "the keys and hget"])
 async def test_a_user_who_lacks_something_is_told_what_and_which_rule_to_add(
-    lacks: str, database: str, any_redis: EmbeddedRedis, caplog: pytest.LogCaptureFixture
+    lacks: str, database: str, any_redis: EmbeddedRedis, quick_probes: None, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The saver opens without the cache, and the rule is the right one: with it the cache comes to life."""
     thread = Thread("a")
@@ -1397,7 +1407,7 @@ async def test_a_user_who_may_not_even_select_the_database_is_told_so(
 
 
 async def test_a_user_who_loses_a_right_later_is_a_redis_that_is_away(
-    database: str, any_redis: EmbeddedRedis
+    database: str, any_redis: EmbeddedRedis, quick_probes: None
 ) -> None:
     """Inside a script, too; and nothing that was written meanwhile is hidden when the right is back."""
     thread = Thread("a")

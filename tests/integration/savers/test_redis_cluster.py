@@ -11,7 +11,7 @@ import redis as sync_redis
 from prometheus_client import CollectorRegistry
 from redis.asyncio import RedisCluster
 
-from conformance_suite import ALL, check_conformance
+from conformance_suite import ALL, ONLY_TODAYS_FORMAT, check_conformance
 from glasspoint import RedisSaver, create_redis_checkpointer, create_telemetry
 from glasspoint.embedded import EmbeddedRedis
 from glasspoint.errors import (
@@ -69,6 +69,7 @@ async def opened(cluster: RedisCluster, **options: Any) -> AsyncIterator[RedisSa
         yield saver
 
 
+@ONLY_TODAYS_FORMAT
 @pytest.mark.usefixtures("checkpoint_format")
 @pytest.mark.parametrize("options", WAYS.values(), ids=WAYS)
 @pytest.mark.parametrize("capability", ALL)
