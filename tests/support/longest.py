@@ -14,7 +14,6 @@ __all__ = ["LONGEST", "begins_at"]
 
 LONGEST = (
     "test_alone.py",
-    "test_observed.py",
     "test_chaos.py",
     "test_outage.py",
     "test_explorer.py",
@@ -25,8 +24,8 @@ LONGEST = (
     "test_cluster.py",
     "test_closing.py",
     "test_on_a_cluster.py",
-    "test_scaling.py",
     "test_live_page.py",
+    "test_observed.py",
     "test_processes.py",
 )
 """Files below tests/, by name: those of half a minute or more, of the times that `--durations 0` prints."""
