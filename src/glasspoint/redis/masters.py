@@ -250,19 +250,16 @@ class Masters:
         """Return a value that is another one after a failover, and after slots have moved.
 
         Returns:
-            `None` while a slot is on its way from one master to another.
+            `None` while a slot is on its way from one master to another, or if a master does not tell.
 
         Raises:
-            Exception: A master does not tell what it knows.
+            Exception: No node tells the topology.
         """
         self._watched.doubt()
         view = await self._look()
         told = await self.topology.ask_all(each.address for each in view.masters)
-        for each in told.values():
-            if isinstance(each, Exception):
-                raise each
-            if each.has_open_slots:
-                return None
+        if any(isinstance(each, Exception) or each.has_open_slots for each in told.values()):
+            return None
         # Without an order and without addresses: each node tells its own.
         return view.epoch, frozenset((each.node_id, frozenset(each.slots)) for each in view.masters)
 
