@@ -23,6 +23,13 @@ def sight(
     return Sight(process, calls, frozenset(map(int, owned)), on_their_way, KNOWN)
 
 
+def stayed(slots: str) -> str:
+    return f"the move of slot{'s' * (',' in slots)} {slots} was called off"
+
+
+LEFT = "keys have left (MIGRATE), but no slot"
+
+
 def test_a_sight_is_what_the_master_tells_of_itself() -> None:
     info = (
         b"# Commandstats\r\ncmdstat_get:calls=7,usec=1\r\ncmdstat_migrate:calls=12,usec=9,usec_per_call=1.0"
@@ -41,11 +48,21 @@ def test_a_sight_is_what_the_master_tells_of_itself() -> None:
         pytest.param(sight(6, leaving="3"), sight(9, owned="01245"), "", id="it has arrived"),
         pytest.param(sight(), sight(9, owned="01245"), "", id="it has arrived, within one look"),
         pytest.param(sight(), sight(owned="01245"), "", id="it has arrived, and had no keys"),
-        pytest.param(sight(6, leaving="3"), sight(6), "slot 3", id="it stays"),
-        pytest.param(sight(6, leaving="35"), sight(8, leaving=""), "slots 3, 5", id="two stay"),
-        pytest.param(sight(6, leaving="35"), sight(8, owned="01234"), "slot 3", id="one of two stays"),
-        pytest.param(sight(), sight(6), "a slot", id="it stays, within one look"),
-        pytest.param(sight(), sight(2), "a slot", id="the counter was set back, then keys have left"),
+        pytest.param(sight(6, leaving="3"), sight(6), stayed("3"), id="it stays"),
+        pytest.param(
+            sight(6, leaving="35"),
+            sight(8, leaving=""),
+            stayed("3, 5"),
+            id="two stay",
+        ),
+        pytest.param(
+            sight(6, leaving="35"),
+            sight(8, owned="01234"),
+            stayed("3"),
+            id="one of two stays",
+        ),
+        pytest.param(sight(), sight(6), LEFT, id="it stays, within one look"),
+        pytest.param(sight(), sight(2), LEFT, id="the counter was set back, then keys have left"),
         pytest.param(sight(), sight(0), "", id="the counter was set back"),
         pytest.param(sight(leaving="3"), sight(6, process=("another", "replid")), "", id="a restart"),
         pytest.param(sight(), sight(6, leaving="5"), "", id="hidden by another slot: the limit"),
@@ -57,7 +74,7 @@ def test_which_move_was_called_off(before: Sight, now: Sight, called_off: str) -
 
 def test_a_slot_that_goes_to_another_node_instead_was_called_off() -> None:
     elsewhere = Sight(PROCESS, 6, frozenset(range(6)), frozenset(((3, "2" * 40),)), KNOWN)
-    assert what_was_called_off(sight(6, leaving="3"), elsewhere) == "slot 3"
+    assert what_was_called_off(sight(6, leaving="3"), elsewhere) == stayed("3")
 
 
 def test_the_first_look_compares_nothing() -> None:

@@ -576,7 +576,7 @@ class Chain:
                 self._note_undrained(self._undrained | {spec.name})
             await self._switch(above, upper)
         if has_lost_threads:
-            return "but Redis has lost threads that were written there: see the error above"
+            return "but Redis may have lost threads that were written there: see the error above"
         if is_lost:
             return "the one below is lost, too; what it holds will be drained when it is back"
         if refused:

@@ -203,10 +203,15 @@ class Steps:
                 )
             if status == _DAMAGED:
                 raise ThreadDamagedError(
-                    "Redis has evicted a part of this thread, or all of it, so that nothing of it can be "
-                    "believed: delete the thread, and give Redis the maxmemory-policy noeviction."
+                    f"Redis has evicted a part of {self._named(scope)}, or all of it, so that nothing of it "
+                    "can be believed: delete the thread, and give Redis the maxmemory-policy noeviction."
                 )
         return [status] if status in (AGAIN, EXISTS) else result
+
+    def _named(self, scope: Scope | None) -> str:
+        """Return the name of a thread for an error: which one it is, may not be known from the call."""
+        shown = self._telemetry.show_thread(scope.thread_id) if scope is not None else None
+        return "this thread" if shown is None else f"the thread {shown!r}"
 
     async def ping(self) -> None:
         """Check that Redis responds, in a cluster that each master does.
@@ -435,8 +440,11 @@ class Steps:
                 )
             return RedisRefusedError(f"Redis refused, and nothing was stored: {_REASONS[code]}.")
         waited = f" within {self._timeout} s" if isinstance(exc, TimeoutError) else ""
+        what = f"Redis did not answer{waited}"
+        if redirection_of(exc) == "moving":
+            what = "A slot of the Redis Cluster is on its way to another master, with keys of this thread"
         return RedisUnavailableError(
-            f"Redis did not answer{waited} ({code or named(exc)}). If this was a write, it is not "
+            f"{what} ({code or named(exc)}). If this was a write, it is not "
             "known whether it was done; it may be repeated: it stores the same again."
         )
 

@@ -355,9 +355,9 @@ class Cache:
         info, nodes = await self._in_time(ask)
         text = nodes if isinstance(nodes, str) else nodes.decode()
         last, self._sight = self._sight, sight_of(info, text, process=process, known=known)
-        if (slots := what_was_called_off(last, self._sight)) and self._shard is not None:
+        if (what := what_was_called_off(last, self._sight)) and self._shard is not None:
             self.trust.suspect()
-            self._shard.called_off(self._shard.address, slots)
+            self._shard.called_off(self._shard.address, what)
 
     async def remember(
         self, keys: Sequence[bytes], field: bytes, value: bytes, *, seconds: int

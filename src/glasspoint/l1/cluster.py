@@ -213,15 +213,15 @@ class ClusterCache:
         if self._watched.ask_first is not None:
             await self._look()
 
-    def _called_off(self, address: Address, slots: str) -> None:
+    def _called_off(self, address: Address, what: str) -> None:
         """Let the cache begin anew, because the move of a slot was called off: see `l1.departures`."""
         self.must_begin_anew = True
         _log.warning(
-            "The move of %s away from %s was called off: keys may come back that newer writes have passed "
-            "by. So nothing that stands in L1 (Redis) from before is believed, and the cache warms up anew. "
-            "Finish a move instead (`redis-cli --cluster fix`): that costs nothing.",
-            slots,
+            "At %s, %s. Keys may come back that newer writes have passed by, so nothing that stands in L1 "
+            "(Redis) from before is believed, and the cache warms up anew. You need not do anything now. A "
+            "move that is finished costs nothing.",
             name_of(address),
+            what,
         )
 
     async def _look(self) -> None:

@@ -90,13 +90,14 @@ def has_to_ask(
 
 
 def what_was_called_off(last: Sight | None, now: Sight) -> str:
-    """Return whose move was called off, for the log: `slot 5`, or `a slot`. `""`: none was."""
+    """Return what has happened, for the log; `""` if no move was called off."""
     if last is None or last.process != now.process:
         return ""  # what was there before another process is not trusted
     stayed = sorted({slot for slot, _ in last.leaving - now.leaving} & now.owned)
     if stayed:
-        return f"slot{'s' * (len(stayed) > 1)} {', '.join(map(str, stayed))}"
+        slots = f"slot{'s' * (len(stayed) > 1)} {', '.join(map(str, stayed))}"
+        return f"the move of {slots} was called off"
     # The operator may have set the counter back (CONFIG RESETSTAT).
     has_executed = now.calls > 0 and now.calls != last.calls
     is_explained = last.leaving or now.leaving or last.owned - now.owned
-    return "a slot" if has_executed and not is_explained else ""
+    return "keys have left (MIGRATE), but no slot" if has_executed and not is_explained else ""

@@ -115,14 +115,14 @@ class Shard:
         tag: The hash tag of a slot that the master owns, for keys that are not entries.
         redirected: Called if the master says that it does not own a slot.
         node_id: The id of the master: see `topology.Master`.
-        called_off: Called if the move of a slot was called off: the address, and which slot.
+        called_off: Called if the move of a slot was called off: the address, and what has happened.
     """
 
     address: Address
     tag: str
     redirected: Callable[[Scope | None, Exception], object]
     node_id: str = ""
-    called_off: Callable[[Address, str], object] = lambda address, slots: None
+    called_off: Callable[[Address, str], object] = lambda address, what: None
 
 
 @dataclass(frozen=True, slots=True)

@@ -171,7 +171,7 @@ async def test_a_thread_that_redis_has_evicted_in_part_is_never_read(
         saver.aprune([root.thread_id]),
         saver.acopy_thread(root.thread_id, "copy"),
     ):
-        with pytest.raises(ThreadDamagedError, match="evicted a part of this thread"):
+        with pytest.raises(ThreadDamagedError, match="evicted a part of the thread '"):
             await call
     await saver.adelete_thread(root.thread_id)
     assert await redis.keys(OF_THREADS) == []
