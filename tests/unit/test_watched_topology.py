@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from glasspoint.redis.topology import Address, Master, View
+from glasspoint.redis.topology import Address, Master, View, epoch_in
 from glasspoint.redis.watched import WatchedTopology
 
 HERE, THERE = ("here", 1), ("there", 1)
@@ -110,3 +110,11 @@ async def test_who_adopts_a_view_sees_the_one_before(nodes: Nodes) -> None:
     nodes.knows = view(THERE)
     await watched.read([])
     assert seen == [(view(HERE), None), (view(THERE), view(HERE))]
+
+
+def test_a_replicas_epoch_does_not_count() -> None:
+    nodes = """\
+a 127.0.0.1:1@2 myself,master - 0 0 2 connected 0-9
+b 127.0.0.1:2@3 master,fail - 0 0 3 disconnected 10-19
+c 127.0.0.1:3@4 slave a 0 0 6 connected"""
+    assert epoch_in([line.split(" ") for line in nodes.splitlines()]) == 3

@@ -39,6 +39,7 @@ __all__ = [
     "Master",
     "Topology",
     "View",
+    "epoch_in",
     "name_of",
     "owner_of",
     "range_of",
@@ -102,8 +103,8 @@ class View:
     Attributes:
         masters: The masters that own slots. One of them may be down.
         node_ids: The ids of all nodes that belong to the cluster, also of replicas, and of nodes that failed.
-        epoch: The greatest configuration epoch. It grows with each failover and each slot that moves, so the
-            view of a node that was cut off has a smaller one.
+        epoch: The greatest configuration epoch of a master. It grows with each failover and each slot that
+            moves, so the view of a node that was cut off has a smaller one.
         replicas: Each replica: its node id, and that of its master.
         failed: The ids of the nodes that the cluster takes for failed.
         has_open_slots: Whether a slot is on its way from or to the node that was asked.
@@ -316,11 +317,10 @@ class Topology:
         # id, address, flags, master, ping, pong, configuration epoch, link, slots; of the node itself also
         # [slot->-node] and [slot-<-node] for each open slot
         lines = [line.split(" ") for line in _text(nodes).splitlines() if line]
-        epoch = max((int(line[6]) for line in lines), default=0)
         return View(
             self._masters(slots, asked=address),
             frozenset(line[0] for line in lines),
-            epoch,
+            epoch_in(lines),
             frozenset((line[0], line[3]) for line in lines if line[3] != "-"),
             frozenset(line[0] for line in lines if "fail" in line[2].split(",")),
             any(each.startswith("[") for line in lines for each in line[8:]),
@@ -334,6 +334,14 @@ class Topology:
             node_id = _text(master[2]) if len(master) > 2 else name_of((host, port))
             found.setdefault((self.address(host, port), node_id), []).append((int(first), int(last)))
         return tuple(Master(address, id_, tuple(ranges)) for (address, id_), ranges in found.items())
+
+
+def epoch_in(lines: Iterable[Sequence[str]]) -> int:
+    """Return the greatest configuration epoch of a master, from the words of each line of CLUSTER NODES.
+
+    Of a replica, nodes may tell different ones for a while: what it had before it became a replica.
+    """
+    return max((int(line[6]) for line in lines if "master" in line[2].split(",")), default=0)
 
 
 async def _close(client: Redis) -> None:
