@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import math
 import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -34,7 +35,7 @@ from glasspoint.errors import (
 )
 from glasspoint.l2.writing import storing
 from glasspoint.model.scope import Scope
-from states import counts, exact, open_saver, open_upstream
+from states import counts, exact, open_saver, open_upstream, value_of
 from steps import STORING, Proxy, Thread, keys_of, keys_with_intents, locked, nowhere, settled, tcp, until
 
 NEVER = 3600.0
@@ -522,14 +523,21 @@ async def test_while_redis_stays_away_rows_do_not_pile_up(
         telemetry=create_telemetry(registry=registry),
         sweep_interval_seconds=NEVER,
     ) as saver:
+        sweeper = saver._parts.sweeper
+        sweeper._count_at = math.inf  # else a sweep may compact when not all rows are there
         own_redis.kill()
         await until(lambda: _is_open(saver, Thread("a")))
         for number in range(3):
             await record(database, f"thread {number}", times=1000)
-        await saver._parts.sweeper._count()
-        assert sorted(await journal(database)) == [(f"thread {number}", "") for number in range(3)]
-        pending = registry.get_sample_value("glasspoint_l1_journal_pending", {"saver": "default"})
-        assert pending == 3.0
+        sweeper._count_at = 0.0
+        compacted = [(f"thread {number}", "") for number in range(3)]
+
+        async def are_compacted() -> bool:
+            await sweeper._count()
+            return sorted(await journal(database)) == compacted
+
+        await until(are_compacted)
+        await until(lambda: value_of(registry, "glasspoint_l1_journal_pending", {"saver": "default"}) == 3)
 
 
 async def test_compacted_rows_are_new_ones(database: str, redis_url: str) -> None:

@@ -93,20 +93,30 @@ def options(request: pytest.FixtureRequest) -> dict[str, Any]:
     return found
 
 
-@pytest.fixture(params=["one Redis", "a cluster"])
-async def place(request: pytest.FixtureRequest, options: dict[str, Any]) -> AsyncIterator[Place]:
+PLACES = {
+    "one Redis, alone": ("one Redis", ALONE),
+    "one Redis, of a target": ("one Redis", SIGNED),
+    "a cluster, of a target": ("a cluster", SIGNED),
+    "a cluster, alone": ("a cluster", ALONE),
+}
+with_few_lists = pytest.mark.parametrize("place", list(PLACES)[:3], indirect=True)
+"""Of a test that asks nothing of the 16,384 lists of a saver by itself: they take half a second to read."""
+
+
+@pytest.fixture(params=list(PLACES))
+async def place(request: pytest.FixtureRequest) -> AsyncIterator[Place]:
     client: Any
-    if request.param == "a cluster":
+    where, options = PLACES[request.param]
+    if where == "a cluster":
         nodes: Nodes = request.getfixturevalue("nodes")
         client, ports = nodes.client(), [each.port for each in nodes.masters()]
     else:
         client = Redis.from_url(request.getfixturevalue("redis_url"))
         ports = [client.connection_pool.connection_kwargs["port"]]
     async with client:
-        found = Place(client, ports, options)
-        for number in range(3000):
-            await client.set(f"of other software: {number}", "")
-        yield found
+        for tag in "013":  # in a cluster, each of the three is on another master
+            await client.mset({f"of other software: {{{tag}}} {number}": "" for number in range(1200)})
+        yield Place(client, ports, options)
 
 
 async def put(saver: RedisSaver, *thread_ids: str) -> None:
@@ -173,6 +183,7 @@ async def test_a_list_is_in_the_slot_of_its_threads() -> None:
 # ------------------------------------------------------------------ who leaves
 
 
+@with_few_lists
 async def test_a_thread_that_expires_leaves_its_list(place: Place) -> None:
     async with place.opened(ttl=0.05) as hasty, place.opened(ttl=60) as saver:
         await put(hasty, "a", "b")
@@ -198,6 +209,7 @@ async def test_a_thread_that_expires_leaves_its_list(place: Place) -> None:
         assert place.scans() == 0
 
 
+@with_few_lists
 async def test_a_thread_without_a_ttl_stays_and_one_that_is_deleted_leaves(place: Place) -> None:
     async with place.opened(ttl=None) as saver:
         await put(saver, "a", "b")
@@ -233,6 +245,7 @@ async def test_what_an_older_release_has_stored_is_found_by_one_look_at_all_keys
             assert abs(found - expires) < 5, "it leaves the list when it expires"
 
 
+@with_few_lists
 async def test_a_thread_that_an_older_release_stores_later_is_found_when_this_one_uses_it(
     place: Place,
 ) -> None:
@@ -355,6 +368,7 @@ def agreed(nodes: Nodes) -> bool:
     return len(epochs) == len({nodes.view_of(each) for each in nodes.servers}) == 1
 
 
+@with_few_lists
 async def test_a_reader_that_changes_nothing_leaves_the_lists_as_they_are(place: Place) -> None:
     """`glasspoint check`, and the source of `glasspoint migrate`."""
     async with place.opened() as saver:
@@ -383,6 +397,7 @@ async def test_a_full_redis_lists_what_it_has(options: dict[str, Any], own_redis
                 assert bool(place.scans()) is looks
 
 
+@with_few_lists
 async def test_a_thread_that_is_evicted_as_a_whole_is_named_by_the_list_of_a_target_alone(
     place: Place,
 ) -> None:
