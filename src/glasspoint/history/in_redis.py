@@ -399,7 +399,7 @@ class RedisHistory:
             for member, score in members:
                 if member == _COMPLETE.encode() and score == _IS_COMPLETE:
                     incomplete.discard(registry)
-                thread_id = self._keyspace.thread_of_member(member) if score > now else None
+                thread_id = self._keyspace.thread_of_member(member) if score >= now else None
                 if thread_id is not None and thread_id not in seen:
                     seen.add(thread_id)
                     yield thread_id
