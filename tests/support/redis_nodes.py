@@ -113,7 +113,8 @@ class Nodes:
                     return False
             elif replication["master_link_status"] != "up":
                 return False
-        return len({self.view_of(server) for server in self.servers}) == 1
+        told = {(self.view_of(server), self.replicas_known_by(server)) for server in self.servers}
+        return len(told) == 1
 
     def serves_all_slots(self, server: EmbeddedRedis) -> bool:
         """Whether, as one node sees it, each slot has a master that is well."""
@@ -124,6 +125,12 @@ class Nodes:
         """Who owns which slots, as one node sees it."""
         slots = self.ask(server, "CLUSTER", "SLOTS")
         return repr(sorted((first, last, master[1]) for first, last, master, *_ in slots))
+
+    def replicas_known_by(self, server: EmbeddedRedis) -> frozenset[tuple[str, str]]:
+        """Each replica and its master, by their ids, as one node sees it."""
+        lines = self.ask(server, "CLUSTER", "NODES").decode().splitlines()
+        words = [line.split(" ") for line in lines]
+        return frozenset((each[0], each[3]) for each in words if "slave" in each[2].split(","))
 
     def masters(self) -> list[EmbeddedRedis]:
         return [server for server in self.servers if server.running and self._is_master(server)]
