@@ -157,8 +157,9 @@ class RedisHistory:
             RedisUnavailableError, RedisRefusedError: See these classes.
         """
         await self._steps.ping()
-        if len(self.lists) > 1:
-            await self._steps.members_in(self.lists)
+        registries = self.lists
+        if len(registries) > 1:
+            await self._steps.members_in(registries)
 
     # ---------------------------------------------------------------- writing
 
@@ -434,19 +435,11 @@ class RedisHistory:
 
     async def _mark(self, registries: Iterable[str], option: str, score: int) -> bool:
         """Mark lists of threads, and return whether Redis has done it."""
-        try:
-            await self._steps.mark(list(registries), option, score, _COMPLETE)
-        except (RedisRefusedError, RedisUnavailableError):
-            return False
-        return True
+        return await _is_done(self._steps.mark(list(registries), option, score, _COMPLETE))
 
     async def _relist(self, keys: Sequence[str]) -> bool:
         """Put threads into their list, and return whether Redis has done it."""
-        try:
-            await self._steps.run("relist", None, keys)
-        except (RedisRefusedError, RedisUnavailableError):
-            return False
-        return True
+        return await _is_done(self._steps.run("relist", None, keys))
 
     async def holds(self, thread_id: str | None) -> Holding:
         """Return what the list of a thread names, for a process that works in the tier above.
@@ -593,9 +586,10 @@ class RedisHistory:
             async with slots:
                 return await ask(registry)
 
-        if len(self.lists) == 1:
-            return [await ask(self.lists[0])]
-        results = await asyncio.gather(*map(in_slot, self.lists), return_exceptions=True)
+        registries = self.lists
+        if len(registries) == 1:
+            return [await ask(registries[0])]
+        results = await asyncio.gather(*map(in_slot, registries), return_exceptions=True)
         for result in results:
             if isinstance(result, BaseException):
                 raise result
@@ -622,3 +616,11 @@ class RedisHistory:
                 lower = f"({result[-1].decode()}"
             else:
                 upper = f"({result[-1].decode()}"
+
+
+async def _is_done(step: Awaitable[object]) -> bool:
+    try:
+        await step
+    except (RedisRefusedError, RedisUnavailableError):
+        return False
+    return True

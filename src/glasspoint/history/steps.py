@@ -209,7 +209,7 @@ class Steps:
         return [status] if status in (AGAIN, EXISTS) else result
 
     def _named(self, scope: Scope | None) -> str:
-        """Return the name of a thread for an error: which one it is, may not be known from the call."""
+        """Return the name of a thread for an error: the caller of a listing does not know which it reads."""
         shown = self._telemetry.show_thread(scope.thread_id) if scope is not None else None
         return "this thread" if shown is None else f"the thread {shown!r}"
 
