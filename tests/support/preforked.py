@@ -37,7 +37,7 @@ from threading import Lock, Thread
 from types import ModuleType
 from typing import IO, Any, Self
 
-__all__ = ["Popen", "Process", "Source", "of_libraries", "run", "source_with", "start"]
+__all__ = ["Popen", "Process", "Source", "of_libraries", "run", "source_with", "start", "that_count_together"]
 
 # What is read while Python starts, or a module is imported.
 _READ_EARLY = re.compile(
@@ -353,6 +353,20 @@ def source_with(**variables: str) -> Iterator[Source]:
         yield source
     finally:
         source.close()
+
+
+@contextmanager
+def that_count_together(nothing: Path) -> Iterator[Source]:
+    """Start one whose processes count in the folder that their own `PROMETHEUS_MULTIPROC_DIR` names.
+
+    The Prometheus client asks whether there is a folder while it is imported, and later which one.
+
+    Args:
+        nothing: The folder while modules are imported. Nothing is written to it.
+    """
+    with source_with(PROMETHEUS_MULTIPROC_DIR=str(nothing)) as source:
+        yield source
+    assert not any(nothing.iterdir())
 
 
 @functools.cache

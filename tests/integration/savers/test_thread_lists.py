@@ -124,6 +124,15 @@ async def put(saver: RedisSaver, *thread_ids: str) -> None:
         await Thread(each).put(saver)
 
 
+@asynccontextmanager
+async def with_lost_lists(place: Place) -> AsyncIterator[tuple[RedisSaver, RedisSaver]]:
+    """Two savers, and threads that no list names."""
+    async with place.opened() as saver, place.opened() as other:
+        await put(saver, *THREADS)
+        place.lose_lists()
+        yield saver, other
+
+
 async def ids(saver: RedisSaver) -> set[str]:
     found = [each async for each in saver.thread_ids()]
     assert len(found) == len(set(found)), "each once"
@@ -276,9 +285,7 @@ async def test_a_list_that_is_lost_is_made_anew(place: Place) -> None:
 async def test_who_comes_and_goes_during_the_look_is_not_missed_and_not_named(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with place.opened() as saver, place.opened() as other:
-        await put(other, *THREADS)
-        place.lose_lists()
+    async with with_lost_lists(place) as (saver, other):
 
         async def come_and_go() -> None:
             await put(other, *(f"new {number}" for number in range(10)))
@@ -295,9 +302,7 @@ async def test_who_comes_and_goes_during_the_look_is_not_missed_and_not_named(
 async def test_lists_that_are_lost_during_the_look_are_not_taken_for_complete(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with place.opened() as saver, place.opened() as other:
-        await put(saver, *THREADS)
-        place.lose_lists()
+    async with with_lost_lists(place) as (saver, other):
 
         async def lose() -> None:
             place.lose_lists()
@@ -313,9 +318,7 @@ async def test_after_a_failover_during_the_look_it_is_done_again(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The new master may lack what the lists were told last."""
-    async with place.opened() as saver, place.opened() as other:
-        await put(saver, *THREADS)
-        place.lose_lists()
+    async with with_lost_lists(place) as (saver, other):
         masters = iter(["the old one", "the new one"])
 
         async def servers() -> object:
@@ -334,9 +337,7 @@ async def test_while_a_slot_moves_no_list_is_taken_for_complete(
     """A key may move from a master that was not asked yet to one that was."""
     async with nodes.client() as client:
         place = Place(client, [each.port for each in nodes.masters()], options)
-        async with place.opened() as saver, place.opened() as other:
-            await put(saver, *THREADS)
-            place.lose_lists()
+        async with with_lost_lists(place) as (saver, other):
             slot = 0  # of no thread
             to = next(each for each in nodes.masters() if each is not nodes.master_of(slot))
             source = nodes.begin_move(slot, to)
