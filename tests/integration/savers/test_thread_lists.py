@@ -17,7 +17,7 @@ from redis.asyncio import Redis, RedisCluster
 
 from glasspoint import RedisSaver
 from glasspoint.embedded import EmbeddedRedis
-from glasspoint.errors import ThreadDamagedError
+from glasspoint.errors import RedisUnavailableError, ThreadDamagedError
 from glasspoint.history.keys import Keyspace
 from glasspoint.model.scope import key_part
 from glasspoint.redis.topology import SLOTS, slot_of, tag_of_slot
@@ -358,6 +358,21 @@ async def test_while_a_slot_moves_no_list_is_taken_for_complete(
             for looks in (True, False):
                 assert await ids(other) == THREADS
                 assert bool(place.scans()) is looks
+
+
+async def test_while_the_slot_of_a_thread_is_on_its_way_a_listing_fails_and_says_so(nodes: Nodes) -> None:
+    async with nodes.client() as client:
+        place = Place(client, [each.port for each in nodes.masters()], ALONE)
+        async with place.opened() as saver:
+            await put(saver, "a")
+            await ids(saver)
+            slot = slot_of("a")
+            to = next(each for each in nodes.masters() if each is not nodes.master_of(slot))
+            source = nodes.begin_move(slot, to)
+            with pytest.raises(RedisUnavailableError, match="slot of the Redis Cluster is on its way"):
+                [each async for each in saver.alist_threads()]
+            nodes.end_move(slot, source, to)
+            assert [each.thread_id async for each in saver.alist_threads()] == ["a"]
 
 
 def agreed(nodes: Nodes) -> bool:
