@@ -50,6 +50,7 @@ FAST = frozenset({
     "test_retention.py",
     "test_run_subgraphs.py",
     "test_settings.py",
+    "test_steps_that_read.py",
     "test_signature.py",
     "test_target.py",
     "test_trace.py",

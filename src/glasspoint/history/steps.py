@@ -64,12 +64,16 @@ if TYPE_CHECKING:
     from glasspoint.redis.topology import Topology
     from glasspoint.telemetry.events import Telemetry
 
-__all__ = ["AGAIN", "EXISTS", "Steps"]
+__all__ = ["AGAIN", "EXISTS", "READING", "Steps"]
 
 AGAIN, EXISTS = 4, 5
 """Results of a step other than 0 (done): the thread has changed; the thread exists already."""
 
 _SEALED, _MOVED, _DAMAGED = 1, 2, 3
+
+READING = frozenset("ancestors holds load metadata namespaces outline page read runs strays threads".split())
+"""The steps that store and remove nothing of a thread. At most, a thread lives for longer after one of them,
+or there is an empty list of threads. All others write."""
 
 _SCAN_COUNT = 1000
 
@@ -180,7 +184,8 @@ class Steps:
         """
         with self._telemetry.step(f"redis.{step}", scope):
             try:
-                status, *result = await self._in_slot(self._evalsha, step, keys, args)
+                writes = step not in READING
+                status, *result = await self._in_slot(self._evalsha, step, keys, args, writes=writes)
             except RedisUnavailableError as exc:
                 # If a value was too large, Redis's error may be lost with the connection.
                 largest = max((len(each) for each in args if isinstance(each, bytes)), default=0)
@@ -304,7 +309,9 @@ class Steps:
         for start in range(0, len(keys), _LISTS_A_TRIP):
             some = keys[start : start + _LISTS_A_TRIP]
             with self._telemetry.step("redis.scan", None):
-                await self._in_slot(self._together, [("ZADD", key, option, score, member) for key in some])
+                await self._in_slot(
+                    self._together, [("ZADD", key, option, score, member) for key in some], writes=True
+                )
 
     async def _together(self, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
         results = await self._servers.run_together(commands)
@@ -361,7 +368,9 @@ class Steps:
         except (RedisRefusedError, RedisUnavailableError, StopIteration, ValueError, IndexError):
             return _BULK_BYTES
 
-    async def _in_slot(self, ask: Callable[..., Awaitable[ResultT]], *args: Any) -> ResultT:
+    async def _in_slot(
+        self, ask: Callable[..., Awaitable[ResultT]], *args: Any, writes: bool = False
+    ) -> ResultT:
         try:
             return await self._limiter.run(self._at_the_master, ask, *args)
         except _FAILURES as exc:
@@ -372,7 +381,7 @@ class Steps:
                     "The master that the sentinels named has become a replica: they are asked again. Nothing "
                     "was stored."
                 ) from exc
-            raise self._failure(exc) from exc
+            raise self._failure(exc, writes=writes) from exc
 
     async def _at_the_master(self, ask: Callable[..., Awaitable[ResultT]], *args: Any) -> ResultT:
         """Await `ask(*args)`; if sentinels name another master meanwhile, do it again there.
@@ -405,7 +414,7 @@ class Steps:
             with suppress(*_FAILURES):
                 await connection.disconnect(nowait=True)  # does not wait, so no other call gets it meanwhile
 
-    def _failure(self, exc: BaseException) -> Exception:
+    def _failure(self, exc: BaseException, *, writes: bool = False) -> Exception:
         # The text of Redis's error may hold a key, so only its first word is repeated.
         found = _CODES.search(str(exc))
         code = _CLASSES.get(type(exc)) or (found[1] if found and isinstance(exc, RedisError) else None)
@@ -443,10 +452,10 @@ class Steps:
         what = f"Redis did not answer{waited}"
         if redirection_of(exc) == "moving":
             what = "A slot of the Redis Cluster is on its way to another master, with keys of this thread"
-        return RedisUnavailableError(
-            f"{what} ({code or named(exc)}). If this was a write, it is not "
-            "known whether it was done; it may be repeated: it stores the same again."
-        )
+        then = "This step only reads. The call may be repeated."
+        if writes:
+            then = "It is not known whether the write was done. It may be repeated: the result is the same."
+        return RedisUnavailableError(f"{what} ({code or named(exc)}). {then}")
 
 
 def _is_too_large(exc: BaseException) -> bool:

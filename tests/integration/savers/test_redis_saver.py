@@ -409,14 +409,15 @@ async def test_a_redis_that_does_not_answer_is_an_error_in_time(how: str, own_re
         root, _ = await two_namespaces(patient)
         own_redis.kill() if how == "killed" else own_redis.freeze()
         said = "Redis did not answer" if how == "killed" else r"Redis did not answer within 0\.2 s"
-        for use in (
-            *USES.values(),
-            lambda saver, _: saver.ping(),
-            lambda saver, _: anext(saver.thread_ids()),
-        ):
+        for name, use in {
+            **USES,
+            "ping": lambda saver, _: saver.ping(),
+            "thread_ids": lambda saver, _: anext(saver.thread_ids()),
+        }.items():
             started = monotonic()
             with pytest.raises(RedisUnavailableError, match=said) as caught:
                 await use(saver, root)
+            assert ("whether the write was done" in str(caught.value)) == (name in ("aput", "aput_writes"))
             assert isinstance(caught.value, ConnectionError)
             assert monotonic() - started < 10
         with pytest.raises(RedisUnavailableError):
