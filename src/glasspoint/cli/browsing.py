@@ -20,7 +20,8 @@ from prometheus_client import CollectorRegistry
 from pydantic import BaseModel
 from redis.exceptions import RedisError
 
-from glasspoint.cli.parts import REDIS_SECONDS, connected, opened_redis
+from glasspoint.cli.parts import connected, opened_redis
+from glasspoint.cli.redis_servers import REDIS_SECONDS
 from glasspoint.coherence.audit import differences
 from glasspoint.coherence.standing import standing_of
 from glasspoint.console import plain

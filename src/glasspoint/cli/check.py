@@ -22,7 +22,7 @@ from __future__ import annotations
 import asyncio
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
-from time import perf_counter
+from time import monotonic, perf_counter
 from typing import TYPE_CHECKING, Any, Literal, cast
 from urllib.parse import unquote, unquote_plus
 from uuid import uuid4
@@ -35,14 +35,14 @@ from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict
 from psycopg.rows import tuple_row
 from redis.asyncio import RedisCluster
-from redis.exceptions import RedisClusterException, RedisError, ResponseError
-from redis.exceptions import TimeoutError as RedisTimeoutError
+from redis.exceptions import RedisClusterException, RedisError
 
 from glasspoint import CachedPostgresSaver, RedisSaver
-from glasspoint.cli.parts import REDIS_SECONDS, connect_once, name_of_server, opened_redis
+from glasspoint.cli.parts import connect_once, opened_redis
+from glasspoint.cli.redis_servers import REDIS_SECONDS, Look, look_at, name_of_server, some
 from glasspoint.coherence.attached import why_not_to_attach
 from glasspoint.errors import GlasspointError, RedisRefusedError, RedisUnavailableError
-from glasspoint.l1.cluster import masters_of
+from glasspoint.l1.cluster import servers_of, topology_of
 from glasspoint.l1.epoch import root_of
 from glasspoint.l2.hosts import count_hosts
 from glasspoint.l2.pool import postgres_conninfo
@@ -54,23 +54,22 @@ from glasspoint.model.option_types import POOL_MAX_SIZE
 from glasspoint.model.scope import key_part
 from glasspoint.model.urls import address_text, without_secret
 from glasspoint.redis.client import database_of, eviction_of
-from glasspoint.redis.faults import is_a_refused_command, remedy
-from glasspoint.redis.permissions import check_permissions, refuse_cluster
-from glasspoint.redis.sentinels import SentinelPool, SentinelsRefuseError, UnknownServiceError
+from glasspoint.redis.faults import remedy
+from glasspoint.redis.sentinels import SentinelPool
 from glasspoint.redis.timeouts import answered_within
-from glasspoint.redis.topology import SLOTS, View, name_of, owner_of, slot_of, tag_in
+from glasspoint.redis.topology import SLOTS, name_of, owner_of, slot_of
 from glasspoint.telemetry import create_telemetry
 from glasspoint.telemetry.events import DURABLE
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
     from contextlib import AbstractAsyncContextManager
 
     from redis.asyncio import Redis
 
+    from glasspoint.cli.redis_servers import Server
     from glasspoint.model.sync_methods import Opening
     from glasspoint.redis.sentinels import Sentinels
-    from glasspoint.redis.topology import Master, Topology
     from glasspoint.telemetry.events import SaverStatus
 
 __all__ = ["Finding", "Status", "run_checks", "say"]
@@ -85,7 +84,7 @@ _COUNT_EXACTLY_BELOW_ROWS = 1_000_000
 _REMOVAL_SECONDS = 10.0
 _POLL_SECONDS = 0.05
 _SCANS = 50
-_NAMED_AT_MOST = 10
+_LEAST_SECONDS = 0.1
 _ROOM = query("room_for_connections")
 _SET_ASIDE = query("set_aside_and_there")
 _MISSING_TABLES = query("missing_tables")
@@ -222,6 +221,8 @@ class _Checks:
         self._has_opened = False
         self._obstacle = "PostgreSQL was not reached"
         self._has_redis = False
+        self._no_redis = "Redis was not reached, or cannot be the cache"
+        self._look_found = Look(())
         self._room: tuple[Any, ...] | psycopg.Error | None = None
         self.secrets = sorted({*_passwords(postgres_url), *_passwords(redis_url)}, key=len, reverse=True)
 
@@ -263,129 +264,79 @@ class _Checks:
         """Check that Redis answers and can be the cache; return its version and address."""
         if not self._redis_url:
             raise _Failed("not configured: set REDIS_URL, or pass --redis-url.")
-        async with self._open_redis() as redis:
-            if isinstance(redis, RedisCluster):
-                return await self._of_cluster(redis)
-            place, version = await self._look_at_redis(redis, None)
-            self._has_redis = True
-            return await self._of_one(redis, f"{version} at {place}")
+        async with self._look() as look:
+            self._look_found = look
+            self._has_redis = any(each.is_well for each in look.servers)
+            if look.is_cluster:
+                return self._of_cluster(look)
+            [server] = look.servers
+            if not server.is_well:
+                raise _Failed(_refused(server))
+            found = f"{server.version} at {server.name}, database {database_of(server.redis)}"
+            pool = server.redis.connection_pool
+            if isinstance(pool, SentinelPool):
+                return await _through_sentinels(pool.sentinel_manager, found)
+            return found
 
-    async def _of_cluster(self, redis: RedisCluster) -> str:
-        """Check each master, and each node that the URL names."""
-        found, lost = [], []
-        async with self._masters_of(redis) as (topology, masters):
-            survey = await topology.survey()
-            for master in masters:
-                try:
-                    place, version = await self._look_at_redis(
-                        topology.client(master.address), tag_in(master.slots)
-                    )
-                except (_Failed, GlasspointError) as error:
-                    lost.append(str(error))
-                else:
-                    found.append(f"{place} ({version})")
-        self._has_redis = bool(found)
-        if lost:
-            raise _Failed(f"{' '.join(lost)} {len(found)} of {len(masters)} masters can be the cache.")
-        said = f"a Redis Cluster of {len(found)} masters: {', '.join(found)}"
-        addresses = {master.address for master in masters}
-        warnings = [
-            f"the node {name_of(address)}, which REDIS_URL names, does not answer ({type(told).__name__})"
-            for address, told in survey.items()
-            if isinstance(told, Exception) and address not in addresses
-        ]
-        unserved = max((each.unserved_slots for each in survey.values() if isinstance(each, View)), default=0)
-        if unserved:
+    def _of_cluster(self, look: Look) -> str:
+        """Return what was found in a cluster: each master, and each node that the URL names."""
+        if look.why_down:
+            self._no_redis = "the Redis Cluster is down"
+            raise _Failed(look.why_down)
+        warnings = look.silent_nodes
+        if look.unserved_slots:
             warnings.append(
-                f"{unserved} of {SLOTS} slots have no master: PostgreSQL answers for their threads "
-                "(redis-cli --cluster fix gives them one)"
+                f"{look.unserved_slots} of {SLOTS} slots have no master: PostgreSQL answers for their "
+                "threads (redis-cli --cluster fix gives them one)"
             )
+        if look.moves:
+            warnings.append(look.moves)
+        well = [each for each in look.servers if each.is_well]
+        if look.away:
+            lost = " ".join(f"The shard {_refused(each)}" for each in look.away)
+            counted = f"{lost} {len(well)} of {len(look.servers)} masters can be the cache"
+            if not look.has_majority:
+                counted += ", and none as soon as the cluster notices that it has lost its majority"
+            raise _Failed("; ".join([counted, *warnings]) + ".")
+        said = ", ".join(f"{each.name} ({each.version})" for each in well)
+        said = f"a Redis Cluster of {len(well)} masters: {said}"
         if warnings:
             raise _Warned("; ".join([said, *warnings]))
         return said
 
-    @staticmethod
-    async def _of_one(redis: Redis, found: str) -> str:
-        if isinstance(redis.connection_pool, SentinelPool):
-            return await _through_sentinels(redis.connection_pool.sentinel_manager, found)
-        return found
-
-    async def _look_at_redis(self, redis: Redis, tag: str | None) -> tuple[str, str]:
-        """Check that one server can be the cache, or a part of it; return its address and version.
-
-        Args:
-            redis: Its client.
-            tag: The hash tag of a slot of this master of a cluster; `None`: it is not in a cluster.
-        """
-        where = "" if tag is None else f"The shard {name_of_server(redis)}: "
-        try:
-            with answered_within(REDIS_SECONDS):
-                server = await redis.info("server")
-        except (RedisError, OSError, TimeoutError) as error:
-            if not is_a_refused_command(error):
-                is_clear = isinstance(error, SentinelsRefuseError | UnknownServiceError)
-                hint = "" if is_clear else " Check REDIS_URL, and that the server is up."
-                raise _Failed(f"{where}{_no_answer(redis, error)}{hint}") from error
-            server = {}  # `check_permissions` names the missing right
-        if tag is None:
-            refuse_cluster(server)
-        place = name_of_server(redis)
-        if tag is None:
-            place += f", database {database_of(redis)}"
-        try:
-            with answered_within(REDIS_SECONDS):
-                await check_permissions(redis, self._key_prefix, tag=tag)
-        except (RedisError, OSError, TimeoutError) as error:
-            raise _Failed(f"{where}{_no_answer(redis, error)} {remedy(error)}") from error
-        except GlasspointError as error:
-            raise _Failed(f"{where}{error}") from error
-        name = "Valkey " if "valkey_version" in server else ""
-        return place, f"{name}version {server.get('valkey_version') or server.get('redis_version', '?')}"
-
     @asynccontextmanager
-    async def _each_redis(self) -> AsyncIterator[list[tuple[Redis, str | None]]]:
-        """Open Redis; of a cluster, each master, with the hash tag of one of its slots."""
+    async def _look(self) -> AsyncIterator[Look]:
+        """Look at all servers of Redis. No server is waited for longer than two seconds."""
+        began = monotonic()
         async with self._open_redis() as redis:
-            if not isinstance(redis, RedisCluster):
-                yield [(redis, None)]
-                return
-            async with self._masters_of(redis) as (topology, masters):
-                yield [(topology.client(each.address), tag_in(each.slots)) for each in masters]
-
-    @asynccontextmanager
-    async def _masters_of(self, redis: RedisCluster) -> AsyncIterator[tuple[Topology, tuple[Master, ...]]]:
-        """Find the masters of a cluster. No node of it is waited for longer than two seconds."""
-        try:
-            async with masters_of(redis, key_prefix=self._key_prefix) as (topology, masters):
-                if not masters:
-                    raise _Failed("no master of the Redis Cluster owns a slot.")
-                yield topology, masters
-        except TimeoutError as error:
-            raise _Failed(
-                f"no node of the Redis Cluster that REDIS_URL names answers within {REDIS_SECONDS:g} s. "
-                "Check REDIS_URL, and that the cluster is up."
-            ) from error
-        except (RedisError, OSError) as error:
-            raise _Failed(f"{_sentence(error)} Check REDIS_URL, and that the cluster is up.") from error
+            left = max(_LEAST_SECONDS, REDIS_SECONDS - (monotonic() - began))  # see `detection`
+            try:
+                async with look_at(redis, key_prefix=self._key_prefix, seconds=left) as look:
+                    if not look.servers:
+                        raise _Failed("no master of the Redis Cluster owns a slot.")
+                    yield look
+            except (TimeoutError, RedisError, OSError) as error:
+                if not isinstance(redis, RedisCluster):
+                    raise
+                said = "no node of the Redis Cluster that REDIS_URL names answers"
+                if isinstance(error, TimeoutError):
+                    said += f" within {REDIS_SECONDS:g} s."
+                else:
+                    said += f". The last error: {_sentence(error)}"
+                raise _Failed(f"{said} Check REDIS_URL, and that the cluster is up.") from error
 
     async def eviction(self) -> str:
         """Check that Redis does not evict keys, which the fallback chain's tier `redis` cannot afford."""
         if not self._has_redis:
-            raise _Skipped("Redis was not reached")
-        async with self._each_redis() as servers:
-            policies, silent = [], []
-            for redis, _ in servers:
-                try:
-                    with answered_within(REDIS_SECONDS):
-                        policies.append(eviction_of(await redis.info("memory")))
-                except ResponseError as error:
-                    raise _Warned(f"not known: let this user run INFO ({_sentence(error)})") from error
-                except (RedisError, OSError, TimeoutError) as error:
-                    silent.append(_no_answer(redis, error))
+            raise _Skipped(self._no_redis)
+        servers = self._look_found.servers
+        policies = [eviction_of(each.info) for each in servers]
+        silent = [each for each in servers if "used_memory" not in each.info]
         policy = next(filter(None, policies), None)
         if policy is None:
             if silent:
-                raise _Warned(f"not known for all servers: {' '.join(silent)}")
+                named = some(f"{each.name} {each.why or 'refuses INFO'}" for each in silent)
+                raise _Warned(f"not known for all servers: {named}")
             return "Redis evicts no key before it expires"
         if not self._has_tier:
             return (
@@ -438,7 +389,7 @@ class _Checks:
     async def identity(self) -> str:
         """Check that the cache knows its database, and notices the writes of other software."""
         if self._obstacle or not self._has_redis:
-            raise _Skipped(self._obstacle or "Redis was not reached, or cannot be the cache")
+            raise _Skipped(self._obstacle or self._no_redis)
         async with (
             await self._connect() as connection,
             self._open_redis() as redis,
@@ -485,13 +436,14 @@ class _Checks:
         """Count other databases that have entries of this prefix in Redis, among its first keys."""
         own, found = identity.partition(".")[0], set[str]()
         root = root_of(self._key_prefix)
-        async with self._each_redis() as servers:
-            # Of a cluster, any master that answers: entries of each database are on all.
-            redis = await _first_to_answer([redis for redis, _ in servers])
+        async with self._open_redis() as redis, servers_of(redis, key_prefix=self._key_prefix) as servers:
+            # Of a cluster, any master that is well: entries of each database are on all.
+            well = {each.name for each in self._look_found.servers if each.is_well}
+            server = next((each for each, _ in servers if name_of_server(each) in well), servers[0][0])
             cursor = 0
             for _ in range(_SCANS):
                 with answered_within(REDIS_SECONDS):
-                    cursor, keys = await redis.scan(cursor, match=f"{root}*", count=1000)
+                    cursor, keys = await server.scan(cursor, match=f"{root}*", count=1000)
                 for key in cast("list[bytes]", keys):
                     _, _, name = key.decode(errors="replace").removeprefix(root).partition(":")
                     found.add(name.partition(".")[0])
@@ -528,17 +480,19 @@ class _Checks:
             if not isinstance(redis, RedisCluster):
                 return ""
             try:
-                async with self._masters_of(redis) as (_, masters):
-                    master = owner_of(slot, masters)
+                async with topology_of(redis, key_prefix=self._key_prefix) as (_, view):
+                    master = owner_of(slot, view.masters)
                 owner = "no master" if master is None else name_of(master.address)
-            except (_Failed, GlasspointError):
+                why = next((each.why for each in self._look_found.away if each.name == owner), "")
+                owner += f", which {why}" if why else ""
+            except (RedisError, OSError, TimeoutError, GlasspointError):
                 owner = "a master that is not known"
         return f"; the slot {slot} of the scratch thread is on {owner}"
 
     async def outage(self) -> str:
         """Check that no thread of an outage waits in Redis, and that none was set aside."""
         if not self._has_redis or not self._postgres_url:
-            raise _Skipped("Redis was not reached" if self._postgres_url else self._obstacle)
+            raise _Skipped(self._no_redis if self._postgres_url else self._obstacle)
         target = Target.of(self._postgres_url, schema=self._saver_options.get("schema"))
         waiting, unknown = await self._waiting(target)
         aside = []
@@ -571,6 +525,12 @@ class _Checks:
         Raises:
             RedisRefusedError: The service uses this tier, and the user lacks a right for it.
         """
+        lost = [each for each in self._look_found.servers if each.is_silent or each.is_down]
+        if lost and self._has_tier:
+            named = some(f"{each.name} {each.why}" for each in lost)
+            raise _Warned(
+                f"whether threads wait in Redis is not known, because that needs each master: {named}"
+            )
         telemetry = create_telemetry(registry=CollectorRegistry())
         async with (
             self._open_redis() as redis,
@@ -726,10 +686,9 @@ async def _count(cursor: psycopg.AsyncCursor[tuple[object, ...]], table: str) ->
     return f"{int(str(row[0])) if row else 0:,}"
 
 
-def _some(thread_ids: Sequence[str]) -> str:
+def _some(thread_ids: Iterable[str]) -> str:
     """Return the first few of these thread ids as text."""
-    named = ", ".join(map(repr, sorted(thread_ids)[:_NAMED_AT_MOST]))
-    return f"{named}, …" if len(thread_ids) > _NAMED_AT_MOST else named
+    return some(map(repr, sorted(thread_ids)))
 
 
 def _sentence(error: Exception) -> str:
@@ -737,11 +696,12 @@ def _sentence(error: Exception) -> str:
     return text if text.endswith((".", "?")) else f"{text}."
 
 
-def _no_answer(redis: Redis, error: Exception) -> str:
-    """Return an error of one server as a sentence, which names the server if it is silent."""
-    if isinstance(error, TimeoutError | RedisTimeoutError):
-        return f"{name_of_server(redis)} does not answer within {REDIS_SECONDS:g} s."
-    return _sentence(error)
+def _refused(server: Server) -> str:
+    """Return why a server cannot be the cache, and what to do, as sentences."""
+    if server.is_explained or server.error is None:
+        return f"{server.name} {server.why}. {server.advice}"
+    said = f"{_sentence(server.error)} {server.advice}" if server.advice else str(server.error)
+    return said if server.tag is None else f"{server.name}: {said}"
 
 
 async def _until_identified(status: SaverStatus) -> None:
@@ -750,15 +710,6 @@ async def _until_identified(status: SaverStatus) -> None:
         if status.identity is not None or status.no_identity_because:
             return
         await asyncio.sleep(_POLL_SECONDS)
-
-
-async def _first_to_answer(servers: Sequence[Redis]) -> Redis:
-    """Return the first server that answers; if none does, the last one."""
-    for redis in servers[:-1]:
-        with suppress(RedisError, OSError, TimeoutError), answered_within(REDIS_SECONDS):
-            await redis.ping()
-            return redis
-    return servers[-1]
 
 
 async def _through_sentinels(sentinels: Sentinels, found: str) -> str:

@@ -58,6 +58,7 @@ from glasspoint.model.ages import HOW_TO_WRITE_AN_AGE, parse_age
 
 if TYPE_CHECKING:
     from glasspoint.cli.check import Finding
+    from glasspoint.cli.prune import PruneRun
     from glasspoint.cli.setup import Task
     from glasspoint.savers.maintenance import PruneReport
 
@@ -342,9 +343,9 @@ def prune(
             if run.undone:
                 failure = "interrupted; the batch under way was undone."
     if as_json:
-        print_json(not failure, _report_json(run.report, failure))
+        print_json(not failure, _report_json(run, failure))
     elif run.report is not None:
-        Console(highlight=False).print(_report_table(run.report))
+        Console(highlight=False).print(_report_table(run, run.report))
     if failure and not as_json:
         print_error(failure)
     raise typer.Exit(130 if run.interrupted else 1 if failure else 0)
@@ -472,15 +473,28 @@ def age_of(text: str, option: str = "--older-than") -> timedelta:
     return age
 
 
-def _report_json(report: PruneReport | None, failure: str) -> dict[str, object]:
-    if report is None:
-        return {"error": failure}
-    return report_facts(report, failure, cutoff=report.cutoff.isoformat(timespec="seconds"))
+def _report_json(run: PruneRun, failure: str) -> dict[str, object]:
+    servers: dict[str, object] = {"away": run.away, "unserved_slots": run.unserved_slots}
+    if run.obstacle:
+        servers["obstacle"] = run.obstacle
+    if run.report is None:
+        return {"error": failure, **servers}
+    return report_facts(
+        run.report, failure, cutoff=run.report.cutoff.isoformat(timespec="seconds"), **servers
+    )
 
 
-def _report_table(report: PruneReport) -> RenderableType:
+def _report_table(run: PruneRun, report: PruneReport) -> RenderableType:
     why = "in use, or Redis has no master for them now"
     skipped = ("skipped", f"{report.skipped_threads:,} threads: {why}")
+    left_out = (
+        "a run would leave its threads out" if report.dry_run else "its threads stay until the next run"
+    )
+    redis = [f"{name} {why}: {left_out}" for name, why in run.away.items()]
+    if run.unserved_slots:
+        redis.append(f"{run.unserved_slots} slots have no master, and their threads stay until they have one")
+    if run.obstacle:
+        redis.append(f"a run would fail now: {run.obstacle}")
     grid = counts_table(
         "would remove" if report.dry_run else "removed",
         f"what is older than {report.cutoff:%Y-%m-%d %H:%M} UTC, and not needed",
@@ -490,6 +504,7 @@ def _report_table(report: PruneReport) -> RenderableType:
         ("threads", report.threads),
         ("size", decimal(report.bytes)),
         *([skipped] if report.skipped_threads else []),
+        *(("Redis" if each is redis[0] else "", each) for each in redis),
     )
     return Block(grid, indent=0, lines_after=0)
 

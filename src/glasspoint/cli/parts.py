@@ -22,6 +22,7 @@ from rich.table import Table
 from rich.text import Text
 
 from glasspoint._version import __version__
+from glasspoint.cli.redis_servers import REDIS_SECONDS, Look, look_at, some
 from glasspoint.coherence.attached import why_not_to_attach
 from glasspoint.errors import (
     ConfigurationError,
@@ -30,15 +31,9 @@ from glasspoint.errors import (
     L1UnavailableError,
     L2UnavailableError,
 )
-from glasspoint.l1.cluster import servers_of
 from glasspoint.l2.pool import connect, in_one_line, postgres_conninfo
-from glasspoint.model.urls import address_text
 from glasspoint.redis import detection
-from glasspoint.redis.client import address_of
 from glasspoint.redis.faults import remedy
-from glasspoint.redis.location import PORTS
-from glasspoint.redis.permissions import check_permissions
-from glasspoint.redis.timeouts import answered_within
 from glasspoint.redis.tls import named
 from glasspoint.savers.cached import CachedPostgresSaver
 
@@ -51,7 +46,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "FORESEEN",
-    "REDIS_SECONDS",
     "AsJson",
     "KeyPrefix",
     "PostgresUrl",
@@ -63,7 +57,6 @@ __all__ = [
     "connected",
     "counts_table",
     "end_in_order_on_signals",
-    "name_of_server",
     "needed",
     "opened_redis",
     "plain_endings",
@@ -75,8 +68,6 @@ __all__ = [
     "words_of",
 ]
 
-REDIS_SECONDS = 2.0
-"""How long one server of Redis may take for one answer, so that a silent one is named."""
 _CONNECT_SECONDS = 5.0
 _CONNECTIONS = 2  # to PostgreSQL, which a command opens at most
 _LINE_EVERY_SECONDS = 10.0
@@ -291,46 +282,19 @@ async def opened_redis(
         yield redis
 
 
-async def _check_servers(
-    redis: Redis | RedisCluster, key_prefix: str, undone: str, *, needs_all: bool
-) -> None:
-    """Check that Redis responds, and that this user has the cache's rights.
-
-    In a cluster, each master is asked; without `needs_all`, one that responds is enough.
-    """
-    away: list[L1UnavailableError] = []
-    with _or_unavailable(undone):
-        async with servers_of(redis, key_prefix=key_prefix) as servers:
-            for server, tag in servers:
-                try:
-                    with (
-                        _or_unavailable(undone, f"{name_of_server(server)}, "),
-                        answered_within(REDIS_SECONDS),
-                    ):
-                        await check_permissions(server, key_prefix, tag=tag)
-                except L1UnavailableError as exc:
-                    away.append(exc)
-    if away and (needs_all or len(away) == len(servers)):
-        raise away[0]
-
-
-def name_of_server(redis: Redis) -> str:
-    """Return the address of a server of Redis as text."""
-    host, port = address_of(redis)
-    return address_text(host or "localhost", port or PORTS["single"])
-
-
 @contextmanager
-def _or_unavailable(undone: str, at: str = "") -> Iterator[None]:
+def _or_unavailable(undone: str) -> Iterator[None]:
     try:
         yield
     except GlasspointError:
         raise
     except Exception as exc:
-        raise L1UnavailableError(
-            f"Redis does not answer ({at}{named(exc)}), and must be told of what is {undone}: "
-            f"nothing was. {remedy(exc) or 'Check REDIS_URL, and that the server is up.'}"
-        ) from None
+        raise _no_answer(undone, f"it does not answer ({named(exc)})", remedy(exc)) from None
+
+
+def _no_answer(undone: str, why: str, advice: str) -> L1UnavailableError:
+    advice = advice or "Check REDIS_URL, and that the server is up."
+    return L1UnavailableError(f"Nothing was {undone}: Redis must be told of it, but {why}. {advice}")
 
 
 async def check_cache(
@@ -341,7 +305,8 @@ async def check_cache(
     key_prefix: str,
     undone: str,
     needs_all: bool = True,
-) -> None:
+    tries_rights: bool = True,
+) -> Look:
     """Check, before PostgreSQL is changed, that Redis can be told of the changes, and is the service's Redis.
 
     Args:
@@ -351,15 +316,29 @@ async def check_cache(
         key_prefix: The beginning of the service's keys in Redis.
         undone: What the error says was not done: "removed", for example.
         needs_all: Whether each master of a Redis Cluster must respond, and not only one.
+        tries_rights: See `look_at`.
+
+    Returns:
+        What was found. The clients are closed.
 
     Raises:
         L1Error: Redis does not respond, or this user lacks a right; the message names the rule to add.
         ConfigurationError: This is not the Redis, or the key prefix, of the service.
     """
     async with opened_redis(redis_url, options, timeout_seconds=REDIS_SECONDS) as redis:
-        await _check_servers(redis, key_prefix, undone, needs_all=needs_all)
+        with _or_unavailable(undone):
+            async with look_at(redis, key_prefix=key_prefix, tries_rights=tries_rights) as look:
+                for server in look.away:
+                    if isinstance(server.error, GlasspointError):
+                        raise server.error
+        if look.why_down:
+            raise L1UnavailableError(f"Nothing was {undone}: Redis must be told of it, but {look.why_down}")
+        if look.away and (needs_all or len(look.away) == len(look.servers)):
+            why = some(f"{each.name} {each.why}" for each in look.away)
+            raise _no_answer(undone, why, look.away[0].advice)
         with suppress(psycopg.Error, RedisError, L1Error):  # the saver meets these too, and explains them
             async with await connect_once(postgres_url, options, primary=True) as conn:
                 obstacle = await why_not_to_attach(conn, redis, key_prefix=key_prefix)
             if obstacle:
                 raise ConfigurationError(f"Nothing was {undone}: {obstacle}")
+        return look

@@ -11,6 +11,7 @@ from rich.filesize import decimal
 from rich.progress import TimeElapsedColumn
 
 from glasspoint.cli.parts import ProgressDisplay, UnattachedSaver, check_cache
+from glasspoint.errors import ConfigurationError, L1Error
 from glasspoint.savers.cached import CachedPostgresSaver
 from glasspoint.telemetry import create_telemetry
 
@@ -34,6 +35,9 @@ class PruneRun:
 
     Attributes:
         report: The sums so far; `None` before the first batch.
+        away: The masters of a Redis Cluster whose threads are left out: the host and port of each, and why.
+        unserved_slots: The number of slots that have no master, whose threads are left out, too.
+        obstacle: Of a dry run: why a run would fail now; `""` if it would not.
         interrupted: Whether Ctrl-C ended the run.
         undone: Whether a second Ctrl-C undid the batch under way.
     """
@@ -49,6 +53,9 @@ class PruneRun:
         show_progress: bool,
     ) -> None:
         self.report: PruneReport | None = None
+        self.away: dict[str, str] = {}
+        self.unserved_slots = 0
+        self.obstacle = ""
         self.interrupted = False
         self.undone = False
         self._postgres_url = postgres_url
@@ -66,15 +73,22 @@ class PruneRun:
         Raises:
             GlasspointError: It failed; `report` holds what was done before.
         """
-        if not dry_run:
-            await check_cache(
+        try:
+            look = await check_cache(
                 self._postgres_url,
                 self._redis_url,
                 self._saver_options,
                 key_prefix=self._key_prefix,
                 undone="removed",
                 needs_all=False,  # the threads of a master that is away are left out
+                tries_rights=not dry_run,
             )
+            self.away = {each.name: each.why for each in look.away}
+            self.unserved_slots = look.unserved_slots
+        except (L1Error, ConfigurationError) as error:
+            if not dry_run:
+                raise
+            self.obstacle = str(error).removeprefix("Nothing was removed: ")
         saver_class = UnattachedSaver if dry_run else CachedPostgresSaver
         async with saver_class.from_conn_string(
             self._postgres_url,

@@ -71,7 +71,10 @@ AGAIN, EXISTS = 4, 5
 
 _SEALED, _MOVED, _DAMAGED = 1, 2, 3
 
-READING = frozenset("ancestors holds load metadata namespaces outline page read runs strays threads".split())
+READING = frozenset({
+    *("ancestors", "holds", "load", "metadata", "namespaces", "outline", "page", "read", "runs", "strays"),
+    "threads",
+})  # fmt: skip
 """The steps that store and remove nothing of a thread. At most, a thread lives for longer after one of them,
 or there is an empty list of threads. All others write."""
 

@@ -74,10 +74,10 @@ __all__ = [
     "ClusterCache",
     "Finder",
     "is_named",
-    "masters_of",
     "reign_in",
     "server_of",
     "servers_of",
+    "topology_of",
 ]
 
 _log = get_logger("glasspoint.l1")
@@ -808,15 +808,13 @@ async def reign_in(redis: Redis | RedisCluster, *, key_prefix: str, known_as: st
     """
     if not isinstance(redis, RedisCluster):
         return await reign_of(redis)
-    async with masters_of(redis, key_prefix=key_prefix) as (topology, masters):
-        view = await topology.look(master.address for master in masters)
+    async with topology_of(redis, key_prefix=key_prefix) as (_, view):
+        pass
     return _name_in(view, known_as=known_as) or CLUSTER
 
 
 @asynccontextmanager
-async def masters_of(
-    redis: RedisCluster, *, key_prefix: str
-) -> AsyncIterator[tuple[Topology, tuple[Master, ...]]]:
+async def topology_of(redis: RedisCluster, *, key_prefix: str) -> AsyncIterator[tuple[Topology, View]]:
     """Find the masters of a cluster for a command, and close their clients afterwards.
 
     Args:
@@ -830,7 +828,7 @@ async def masters_of(
     name_rights = partial(check_permissions, key_prefix=key_prefix, tag="")
     topology = Topology(redis, timeout_seconds=_COMMAND_SECONDS, name_rights=name_rights)
     try:
-        yield topology, (await topology.look(await topology.first_to_answer())).masters
+        yield topology, await topology.look_at_once()
     finally:
         await topology.close()
 
@@ -839,7 +837,7 @@ async def masters_of(
 async def servers_of(
     redis: Redis | RedisCluster, *, key_prefix: str
 ) -> AsyncIterator[list[tuple[Redis, str | None]]]:
-    """Find the servers of a Redis for a command: see `masters_of`.
+    """Find the servers of a Redis for a command: see `topology_of`.
 
     Yields:
         The client of each master, and the hash tag of one of its slots. Or a single Redis, and `None`.
@@ -847,8 +845,8 @@ async def servers_of(
     if not isinstance(redis, RedisCluster):
         yield [(redis, None)]
         return
-    async with masters_of(redis, key_prefix=key_prefix) as (topology, masters):
-        yield [(topology.client(each.address), tag_in(each.slots)) for each in masters]
+    async with topology_of(redis, key_prefix=key_prefix) as (topology, view):
+        yield [(topology.client(each.address), tag_in(each.slots)) for each in view.masters]
 
 
 @asynccontextmanager
@@ -868,8 +866,8 @@ async def server_of(
         yield redis, None, None
         return
     slot = slot_of(key_part(scope.thread_id))
-    async with masters_of(redis, key_prefix=key_prefix) as (topology, masters):
-        master = owner_of(slot, masters)
+    async with topology_of(redis, key_prefix=key_prefix) as (topology, view):
+        master = owner_of(slot, view.masters)
         if master is None:
             raise L1UnavailableError("The slot of this thread has no master in the Redis Cluster.")
         client = topology.client(master.address)

@@ -258,7 +258,7 @@ class Masters:
         self._watched.doubt()
         view = await self._look()
         told = await self.topology.ask_all(each.address for each in view.masters)
-        if any(isinstance(each, Exception) or each.has_open_slots for each in told.values()):
+        if any(isinstance(each, Exception) or each.open_slots for each in told.values()):
             return None
         # Without an order and without addresses: each node tells its own.
         return view.epoch, frozenset((each.node_id, frozenset(each.slots)) for each in view.masters)

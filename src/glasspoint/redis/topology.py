@@ -9,11 +9,12 @@ of each master. A look asks one node, which knows the others by gossip.
 from __future__ import annotations
 
 import asyncio
+import re
 from binascii import crc_hqx
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
 
 from redis.asyncio import Redis
 from redis.asyncio.connection import Connection, ConnectionPool
@@ -28,7 +29,7 @@ from glasspoint.redis.faults import NeverTheCacheError, is_a_refused_command
 from glasspoint.redis.timeouts import answered_within
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable, Sequence
+    from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 
     from redis.asyncio import RedisCluster
 
@@ -37,10 +38,12 @@ __all__ = [
     "SLOTS",
     "Address",
     "Master",
+    "OpenSlot",
     "Topology",
     "View",
     "epoch_in",
     "name_of",
+    "open_slots_in",
     "owner_of",
     "range_of",
     "slot_of",
@@ -59,6 +62,13 @@ what the other one has stored."""
 
 Address: TypeAlias = tuple[str, int]
 """The host and the port of a node."""
+
+# How CLUSTER NODES shows a slot on its way, in the line of the node that was asked: [slot->-node] leaves it,
+# [slot-<-node] arrives.
+_OPEN_SLOT = re.compile(r"\[(\d+)-([<>])-(\w+)\]")
+
+# The flags of a node that cannot be asked, or need not be.
+_NOT_ASKED = frozenset(("fail", "fail?", "handshake", "noaddr"))
 
 # As for a single Redis: see `client.open_redis`.
 _MAX_CONNECTIONS = 64
@@ -97,6 +107,20 @@ class Master:
 
 
 @dataclass(frozen=True, slots=True)
+class OpenSlot:
+    """A slot on its way from or to a node, as this node tells it.
+
+    Attributes:
+        leaves: Whether it leaves the node (MIGRATING); otherwise it arrives (IMPORTING).
+        other: The id of the other node.
+    """
+
+    slot: int
+    leaves: bool
+    other: str
+
+
+@dataclass(frozen=True, slots=True)
 class View:
     """What one node knows of the cluster.
 
@@ -107,7 +131,10 @@ class View:
             moves, so the view of a node that was cut off has a smaller one.
         replicas: Each replica: its node id, and that of its master.
         failed: The ids of the nodes that the cluster takes for failed.
-        has_open_slots: Whether a slot is on its way from or to the node that was asked.
+        open_slots: The slots on their way from or to the node that was asked.
+        node_id: The id of the node that was asked.
+        without_slots: The masters that own no slot and seem to be well: one of them may wait for its first
+            slot.
     """
 
     masters: tuple[Master, ...]
@@ -115,7 +142,9 @@ class View:
     epoch: int = 0
     replicas: frozenset[tuple[str, str]] = field(default=frozenset(), compare=False)
     failed: frozenset[str] = field(default=frozenset(), compare=False)
-    has_open_slots: bool = field(default=False, compare=False)
+    open_slots: tuple[OpenSlot, ...] = field(default=(), compare=False)
+    node_id: str = field(default="", compare=False)
+    without_slots: tuple[Master, ...] = field(default=(), compare=False)
 
     @property
     def unserved_slots(self) -> int:
@@ -213,9 +242,8 @@ class Topology:
             NeverTheCacheError: A node responds, and is not in a cluster.
             Exception: No node responds: the last error. Or no node lets this user ask: see `name_rights`.
         """
-        last: Exception | None = None
         best: View | None = None
-        refusing: Address | None = None
+        errors: dict[Address, Exception] = {}
         for address in dict.fromkeys([*first, *self._clients, *self._seeds]):
             try:
                 with answered_within(self._timeout):
@@ -223,57 +251,48 @@ class Topology:
                 if view.epoch >= epoch:
                     return view
                 best = view if best is None or view.epoch > best.epoch else best
-            except ResponseError as exc:
-                if "cluster support disabled" in str(exc):
-                    raise NeverTheCacheError(
-                        "it is not in a cluster (cluster-enabled no): pass a redis.asyncio.Redis, or a "
-                        "redis:// URL."
-                    ) from exc
-                last = exc
-                if is_a_refused_command(exc):
-                    refusing = address
             except Exception as exc:
-                last = exc
+                errors[address] = exc
+                if _is_not_in_a_cluster(exc):
+                    await self._raise(errors)
         if best is not None:
             return best
-        if last is None:
-            raise ConnectionError("The client of the Redis Cluster names no node.")
-        if refusing is not None and self._name_rights is not None:
-            with answered_within(self._timeout):
-                await self._name_rights(self.client(refusing))
-        raise last
+        return await self._raise(errors)
 
-    async def first_to_answer(self) -> list[Address]:
+    async def look_at_once(self) -> View:
         """Ask all nodes that the client of the cluster names at the same time, for a command.
 
         Returns:
-            The first node that told what it knows; nothing if none did.
+            What the first node tells that responds.
+
+        Raises:
+            NeverTheCacheError, Exception: See `look`.
         """
         asked = [asyncio.ensure_future(self.ask_all([address])) for address in dict.fromkeys(self._seeds)]
+        errors: dict[Address, Exception] = {}
         try:
             for next_one in asyncio.as_completed(asked):
-                [(address, told)] = (await next_one).items()
-                if isinstance(told, View):
-                    return [address]
+                for address, told in (await next_one).items():
+                    if isinstance(told, View):
+                        return told
+                    errors[address] = told
         finally:
             for each in asked:
                 each.cancel()
             await asyncio.gather(*asked, return_exceptions=True)
-        return []
+        return await self._raise(errors)
 
-    async def survey(self) -> dict[Address, View | Exception]:
-        """Ask all nodes that the client of the cluster names, and all masters: see `look`.
+    async def survey(self, view: View) -> dict[Address, View | Exception]:
+        """Ask all nodes that the client of the cluster names, and all masters, at the same time.
+
+        Args:
+            view: What one node knows: see `look`.
 
         Returns:
             What each of them knows, or why it did not tell.
         """
-        found = await self.ask_all(dict.fromkeys(self._seeds))
-        views = [each for each in found.values() if isinstance(each, View)]
-        newest = max(views, key=lambda view: view.epoch, default=None)
-        if newest is not None:
-            rest = [master.address for master in newest.masters if master.address not in found]
-            found |= await self.ask_all(rest)
-        return found
+        masters = [master.address for master in (*view.masters, *view.without_slots)]
+        return await self.ask_all(dict.fromkeys([*self._seeds, *masters]))
 
     async def ask_all(self, addresses: Iterable[Address]) -> dict[Address, View | Exception]:
         """Ask some nodes. Return what each of them knows, or why it did not tell."""
@@ -308,6 +327,19 @@ class Topology:
 
     # ---------------------------------------------------------------- helpers
 
+    async def _raise(self, errors: Mapping[Address, Exception]) -> NoReturn:
+        """Raise the error of a look at nodes of which none has told what it knows: see `look`."""
+        last = next(reversed([*errors.values()]), None)
+        if any(map(_is_not_in_a_cluster, errors.values())):
+            raise NeverTheCacheError(
+                "it is not in a cluster (cluster-enabled no): pass a redis.asyncio.Redis, or a redis:// URL."
+            ) from last
+        refusing = [address for address, exc in errors.items() if is_a_refused_command(exc)]
+        if refusing and self._name_rights is not None:
+            with answered_within(self._timeout):
+                await self._name_rights(self.client(refusing[-1]))
+        raise last or ConnectionError("The client of the Redis Cluster names no node.")
+
     async def _ask(self, address: Address) -> View:
         async with self.client(address).pipeline(transaction=False) as pipe:
             # As two words, so that no callback of the client parses the results.
@@ -315,15 +347,18 @@ class Topology:
             pipe.execute_command("CLUSTER", "NODES")
             slots, nodes = await pipe.execute()
         # id, address, flags, master, ping, pong, configuration epoch, link, slots; of the node itself also
-        # [slot->-node] and [slot-<-node] for each open slot
+        # its open slots
         lines = [line.split(" ") for line in _text(nodes).splitlines() if line]
+        masters = self._masters(slots, asked=address)
         return View(
-            self._masters(slots, asked=address),
+            masters,
             frozenset(line[0] for line in lines),
             epoch_in(lines),
             frozenset((line[0], line[3]) for line in lines if line[3] != "-"),
             frozenset(line[0] for line in lines if "fail" in line[2].split(",")),
-            any(each.startswith("[") for line in lines for each in line[8:]),
+            open_slots_in(lines),
+            next((line[0] for line in lines if "myself" in line[2].split(",")), ""),
+            self._without_slots(lines, masters, asked=address),
         )
 
     def _masters(self, slots: Sequence[Sequence[Any]], *, asked: Address) -> tuple[Master, ...]:
@@ -335,6 +370,30 @@ class Topology:
             found.setdefault((self.address(host, port), node_id), []).append((int(first), int(last)))
         return tuple(Master(address, id_, tuple(ranges)) for (address, id_), ranges in found.items())
 
+    def _without_slots(
+        self, lines: Iterable[Sequence[str]], masters: Iterable[Master], *, asked: Address
+    ) -> tuple[Master, ...]:
+        owners, hosts = {each.node_id for each in masters}, {each.address[0] for each in masters}
+        found = []
+        for line in lines:
+            flags = set(line[2].split(","))
+            if "master" not in flags or line[0] in owners or flags & _NOT_ASKED:
+                continue
+            # host:port@port, and perhaps a name, which is used if the masters are known by their names
+            place, _, names = line[1].partition(",")
+            host, _, port = place.partition("@")[0].rpartition(":")
+            name = names.partition(",")[0]
+            host = name if name and "=" not in name and host not in hosts else host
+            address = asked if "myself" in flags else self.address(host or asked[0], int(port))
+            found.append(Master(address, line[0], ()))
+        return tuple(found)
+
+
+def open_slots_in(lines: Iterable[Sequence[str]]) -> tuple[OpenSlot, ...]:
+    """Return the slots on their way from or to the node that was asked, from the words of CLUSTER NODES."""
+    told = (_OPEN_SLOT.fullmatch(word) for line in lines for word in line[8:] if word.startswith("["))
+    return tuple(OpenSlot(int(each[1]), each[2] == ">", each[3]) for each in told if each)
+
 
 def epoch_in(lines: Iterable[Sequence[str]]) -> int:
     """Return the greatest configuration epoch of a master, from the words of each line of CLUSTER NODES.
@@ -342,6 +401,10 @@ def epoch_in(lines: Iterable[Sequence[str]]) -> int:
     Of a replica, nodes may tell different ones for a while: what it had before it became a replica.
     """
     return max((int(line[6]) for line in lines if "master" in line[2].split(",")), default=0)
+
+
+def _is_not_in_a_cluster(error: Exception) -> bool:
+    return isinstance(error, ResponseError) and "cluster support disabled" in str(error)
 
 
 async def _close(client: Redis) -> None:

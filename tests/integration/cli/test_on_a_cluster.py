@@ -17,7 +17,7 @@ from typing import Any, cast
 import pytest
 from rich.console import Console
 
-from command_line import glasspoint
+from command_line import assert_fits, glasspoint
 from glasspoint.cli.browsing import Browser
 from glasspoint.cli.check import Finding, run_checks
 from glasspoint.demo.model import RecallingChatModel
@@ -26,9 +26,10 @@ from glasspoint.demo.story import tell_story
 from glasspoint.demo.telemetry import observe
 from glasspoint.embedded import EmbeddedRedis
 from glasspoint.l2.target import Target
+from glasspoint.redis.topology import OpenSlot, open_slots_in
 from histories import id_at
 from places import DOCS, SRC
-from redis_nodes import Nodes, slot_of, start_node
+from redis_nodes import NODE_TIMEOUT_MS, OPTIONS, Nodes, running_cluster, slot_of, start_node, wait
 from redis_tier import opened
 from states import open_saver
 from steps import Thread, settled
@@ -142,7 +143,7 @@ async def test_check_refuses_another_cluster_than_the_services(
     [
         (("check",), "Check REDIS_URL, and that the cluster is up"),
         (("show", "a"), "unavailable"),
-        (("prune", "--older-than", "30d"), "Redis does not answer (ConnectionError), and must be told"),
+        (("prune", "--older-than", "30d"), "told of it, but it does not answer (ConnectionError)"),
         (("migrate", "--from", "{}"), "Redis did not answer"),
     ],
 )
@@ -259,6 +260,12 @@ async def test_a_command_without_the_rights_of_a_cluster_names_the_rule(
     assert "+cluster|slots" in said
 
 
+def test_slots_on_their_way_are_read_from_the_line_of_the_node_itself() -> None:
+    other = "0" * 40
+    told = f"me 127.0.0.1:7000@17000 myself,master - 0 0 1 connected 0-2 4 [1->-{other}] [70-<-{other}]"
+    assert open_slots_in([told.split(" ")]) == (OpenSlot(1, True, other), OpenSlot(70, False, other))
+
+
 @contextmanager
 def frozen(server: EmbeddedRedis) -> Iterator[str]:
     """Freeze a node within the block. Yields its host and port."""
@@ -302,6 +309,8 @@ async def test_check_names_a_frozen_master_and_checks_the_others(database: str, 
     assert found["Eviction"].status == "warning"
     assert f"not known for all servers: {name} does not answer" in found["Eviction"].detail
     assert found["Identity"].status == "ok", found["Identity"].detail
+    assert f"{name} does not answer within 2 s" in found["Outage"].detail
+    assert found["Redis"].seconds < 3.9, "the look at the topology and that at the master are one wait"
 
 
 async def test_prune_leaves_out_the_threads_of_a_lost_master_until_it_is_back(
@@ -329,14 +338,20 @@ async def test_prune_leaves_out_the_threads_of_a_lost_master_until_it_is_back(
         status, report = await run("prune", "--older-than", "30d")
         assert status == 0, report
         assert (report["checkpoints"], report["threads"], report["skipped_threads"]) == (2, 2, 1)
+        assert report["away"] == {f"127.0.0.1:{lost.port}": "refuses the connection"}
+        status, report = await run("prune", "--older-than", "30d", "--dry-run")
+        assert (status, report["checkpoints"]) == (0, 1), "that of the thread that was left out"
+        assert report["away"] == {f"127.0.0.1:{lost.port}": "refuses the connection"}
+        assert "obstacle" not in report
         status, report = await run("migrate", "--from", database)
         assert status == 1
         assert f"127.0.0.1:{lost.port}" in report["error"]
-        assert "nothing was" in report["error"]
+        assert "Nothing was copied" in report["error"]
     finally:
         nodes.heal()
     status, report = await run("prune", "--older-than", "30d")
     assert (status, report["checkpoints"], report["skipped_threads"]) == (0, 1, 0)
+    assert report["away"] == {}
 
 
 async def test_check_warns_of_slots_that_nobody_serves(database: str, nodes: Nodes) -> None:
@@ -352,6 +367,145 @@ async def test_check_warns_of_slots_that_nobody_serves(database: str, nodes: Nod
         nodes.heal()
     assert redis.status == "warning"
     assert "1 of 16384 slots have no master" in redis.detail
+
+
+@contextmanager
+def cluster_down(nodes: Nodes) -> Iterator[tuple[list[str], str]]:
+    """Let a cluster lose two of its three masters. Yields the lost ones, and the one that is left."""
+    *lost, left = nodes.masters()
+    for server in [each for master in lost for each in nodes.replicas_of(master)] + lost:
+        server.kill()
+    try:
+        wait(lambda: b"cluster_state:fail" in nodes.ask(left, "CLUSTER", "INFO"))
+        yield [f"127.0.0.1:{server.port}" for server in lost], f"127.0.0.1:{left.port}"
+    finally:
+        nodes.heal()
+
+
+async def test_check_and_prune_name_a_cluster_that_is_down_and_its_lost_masters(
+    database: str, nodes: Nodes
+) -> None:
+    url = "redis+cluster://" + ",".join(f"127.0.0.1:{server.port}" for server in nodes.servers)
+    variables = {"POSTGRES_URL": database, "REDIS_URL": url}
+    async with open_saver(database, url):
+        pass
+    with cluster_down(nodes) as (lost, _):
+        found = {each.name: each async for each in run_checks(database, url, timeout_seconds=30.0)}
+        pruned = await asyncio.to_thread(glasspoint, "prune", "--older-than", "30d", **variables)
+        counted = await asyncio.to_thread(
+            glasspoint, "prune", "--older-than", "30d", "--dry-run", **variables
+        )
+    away = f"Masters away: 2 of 3 ({', '.join(f'{name} refuses the connection' for name in lost)})"
+    redis = found["Redis"]
+    assert redis.status == "failed"
+    assert "the Redis Cluster is down (CLUSTERDOWN): it serves no thread" in redis.detail
+    assert away in redis.detail
+    assert "bring them back" in redis.detail
+    for name in ("Eviction", "Identity", "Outage"):
+        assert (found[name].status, found[name].detail) == ("skipped", "the Redis Cluster is down")
+    assert found["Conversation"].status == "failed"
+    assert re.search(r", which (refuses the connection|serves nothing)", found["Conversation"].detail)
+    said = " ".join(pruned.stderr.split())
+    assert pruned.returncode == 1
+    assert "Nothing was removed" in said
+    assert away in said
+    said = " ".join(counted.stdout.split())
+    assert counted.returncode == 0
+    assert "a run would fail now: Redis must be told of it, but the Redis Cluster is down" in said
+    assert_fits(counted.stdout, columns=80)
+
+
+async def test_check_says_what_a_cluster_lacks_that_wants_all_of_its_slots_served(
+    database: str, nodes: Nodes
+) -> None:
+    slot = slot_of("nobody")
+    owner = nodes.master_of(slot)
+    for server in nodes.servers:
+        nodes.ask(server, "CONFIG", "SET", "cluster-require-full-coverage", "yes")
+    nodes.ask(owner, "CLUSTER", "DELSLOTS", slot)
+    try:
+        for server in nodes.masters():
+            nodes.ask(server, "CLUSTER", "DELSLOTS", slot) if server is not owner else None
+        wait(
+            lambda: all(
+                b"cluster_state:fail" in nodes.ask(each, "CLUSTER", "INFO") for each in nodes.masters()
+            )
+        )
+        redis = (await find(database, nodes))["Redis"]
+    finally:
+        for server in nodes.servers:
+            nodes.ask(server, "CONFIG", "SET", "cluster-require-full-coverage", "no")
+        nodes.ask(owner, "CLUSTER", "ADDSLOTS", slot)
+        nodes.heal()
+    assert redis.status == "failed"
+    assert "1 of 16384 slots have no master" in redis.detail
+    assert "With cluster-require-full-coverage yes" in redis.detail
+    assert "redis-cli --cluster fix" in redis.detail
+
+
+async def test_check_says_that_a_cluster_without_its_majority_will_be_down(
+    database: str, nodes: Nodes
+) -> None:
+    """The masters notice it after their `cluster-node-timeout`; `check` knows it at once."""
+    async with open_saver(database, url_of(nodes)):
+        pass
+    *lost, left = nodes.masters()
+    for server in nodes.servers:  # so that they do not notice it in this test
+        nodes.ask(server, "CONFIG", "SET", "cluster-node-timeout", 60_000)
+    for server in lost:
+        server.kill()
+    try:
+        url = f"redis+cluster://127.0.0.1:{left.port}"
+        redis = {each.name: each async for each in run_checks(database, url, timeout_seconds=30.0)}["Redis"]
+    finally:
+        for server in nodes.servers:
+            if server.running:
+                nodes.ask(server, "CONFIG", "SET", "cluster-node-timeout", NODE_TIMEOUT_MS)
+        nodes.heal()
+    assert redis.status == "failed"
+    assert "1 of 3 masters can be the cache, and none as soon as the cluster notices" in redis.detail
+
+
+async def test_check_warns_of_a_slot_on_its_way_and_of_a_move_that_is_open_on_one_side(
+    database: str, nodes: Nodes
+) -> None:
+    async with open_saver(database, url_of(nodes)):
+        pass
+    slot = slot_of("a")
+    source = nodes.master_of(slot)
+    to = next(each for each in nodes.masters() if each is not source)
+    one, other = f"127.0.0.1:{source.port}", f"127.0.0.1:{to.port}"
+    nodes.begin_move(slot, to)
+    moving = (await find(database, nodes))["Redis"]
+    nodes.ask(source, "CLUSTER", "SETSLOT", slot, "STABLE")
+    arriving = (await find(database, nodes))["Redis"]
+    nodes.begin_move(slot, to)
+    nodes.ask(to, "CLUSTER", "SETSLOT", slot, "STABLE")
+    leaving = (await find(database, nodes))["Redis"]
+    nodes.heal()
+    assert (await find(database, nodes))["Redis"].status == "ok"
+    assert {each.status for each in (moving, arriving, leaving)} == {"warning"}
+    assert f"1 slot is on the way to another master: {slot} from {one} to {other}. Meanwhile" in moving.detail
+    for each in (moving, arriving, leaving):
+        assert f"redis-cli --cluster fix {min(one, other) if each is moving else ''}" in each.detail
+        assert f"CLUSTER SETSLOT {slot} STABLE" in each.detail
+    assert f"open on one side only: {slot} at {other} (IMPORTING from {one})" in arriving.detail
+    assert f"open on one side only: {slot} at {one} (MIGRATING to {other})" in leaving.detail
+
+
+async def test_check_sees_a_slot_that_is_on_its_way_to_a_master_without_slots(database: str) -> None:
+    with running_cluster(masters=2) as nodes, start_node(*OPTIONS) as new:
+        async with open_saver(database, url_of(nodes)):
+            pass
+        nodes.ask(new, "CLUSTER", "MEET", "127.0.0.1", nodes.servers[0].port)
+        wait(lambda: all(nodes.known_by(each) == 5 for each in [*nodes.servers, new]))
+        slot = slot_of("a")
+        source = nodes.begin_move(slot, new)
+        redis = (await find(database, nodes))["Redis"]
+        nodes.ask(source, "CLUSTER", "SETSLOT", slot, "STABLE")
+        called_off = (await find(database, nodes))["Redis"]
+        assert f"{slot} from 127.0.0.1:{source.port} to 127.0.0.1:{new.port}" in redis.detail
+        assert f"{slot} at 127.0.0.1:{new.port} (IMPORTING from" in called_off.detail
 
 
 async def test_the_conversation_says_on_which_master_it_was(

@@ -169,7 +169,7 @@ def test_without_redis_nothing_is_removed(filled: str, own_redis: EmbeddedRedis)
     own_redis.kill()
     refused = glasspoint("prune", "--older-than", "30d", POSTGRES_URL=filled, REDIS_URL=own_redis.url)
     assert refused.returncode == 1
-    assert "nothing was" in " ".join(refused.stderr.split())
+    assert "Nothing was removed" in " ".join(refused.stderr.split())
     assert "Traceback" not in refused.stderr
     assert checkpoints(filled) == 20
 
