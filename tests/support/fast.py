@@ -46,6 +46,7 @@ FAST = frozenset({
     "test_protocol.py",
     "test_redis_location.py",
     "test_redis_saver.py",
+    "test_redis_servers.py",
     "test_registries.py",
     "test_retention.py",
     "test_run_subgraphs.py",
