@@ -96,6 +96,7 @@ class Nodes:
             if not server.running:
                 server.start(*OPTIONS)
         for server in self.servers:
+            self.ask(server, "CONFIG", "SET", "cluster-replica-no-failover", "no")
             lines = self.ask(server, "CLUSTER", "NODES").decode().splitlines()
             [mine] = [line for line in lines if "myself" in line]
             for slot in re.findall(r"\[(\d+)-[<>]-", mine):  # a test has ended in the middle of a move
@@ -154,6 +155,10 @@ class Nodes:
             for server in self.servers
             if server.running and b"myself,slave " + id_ in self.ask(server, "CLUSTER", "NODES")
         ]
+
+    def keep(self, replica: EmbeddedRedis) -> None:
+        """Let a replica never take over, until the cluster is healed."""
+        self.ask(replica, "CONFIG", "SET", "cluster-replica-no-failover", "yes")
 
     def begin_move(self, slot: int, to: EmbeddedRedis) -> EmbeddedRedis:
         """Begin to move a slot: its present master answers ASK for keys that it does not have."""

@@ -1,21 +1,23 @@
-"""Remembers what was acknowledged lately, and finds what a new master of Redis does not have of it.
+"""Remembers what was acknowledged, and finds what another server of Redis does not have of it.
 
-Redis copies to its replicas asynchronously. So when sentinels promote a replica, what the former master has
-acknowledged last may be missing, and no server says so: the threads are only shorter. A `RedisSaver`
-therefore asks the new master for the newest checkpoint and the newest pending write of each thread that it
-has written to lately. A replica has everything up to some moment, so the older ones need not be asked for.
+Redis copies to its replicas asynchronously. So when a replica is promoted, what the former master has
+acknowledged last may be missing; a server that restarts with older files lacks what was stored since. No
+server says so: the threads are only shorter. A `RedisSaver` therefore asks for the newest checkpoint and the
+newest pending write of each thread that it has written to. A server has everything up to some moment, so the
+older ones need not be asked for.
 
-Open this when a loss at a failover is not reported, or is reported although nothing was lost.
+Open this when such a loss is not reported, or is reported although nothing was lost.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import OrderedDict
 from contextlib import suppress
 from dataclasses import dataclass, field
 from time import monotonic
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from glasspoint.errors import ThreadDamagedError, ThreadMovedError
 from glasspoint.history.interface import Position
@@ -33,7 +35,7 @@ __all__ = ["Acknowledged"]
 
 _log = get_logger("glasspoint")
 
-# What was written before that is on every replica that is promoted.
+# A thread of which nothing is there may have been drained by another process, if its marker is gone.
 _SECONDS = 60.0
 
 # The most threads that are remembered, and the most namespaces of each.
@@ -51,6 +53,8 @@ class _Place(Protocol):
     """The history of the new master."""
 
     async def metadata(self, positions: Sequence[Position]) -> list[dict[str, Any] | None]: ...
+
+    def positions(self, scope: Scope, *, before: str | None) -> AsyncGenerator[list[Position], None]: ...
 
     def load(
         self, positions: Sequence[Position], *, sealed_too: bool = False
@@ -73,7 +77,7 @@ class _Newest:
 
 
 class Acknowledged:
-    """The threads that a saver has written to lately, and those that were found to be shorter."""
+    """The threads that a saver has written to last, and those that were found to be shorter."""
 
     def __init__(self) -> None:
         """Begin with nothing."""
@@ -103,16 +107,21 @@ class Acknowledged:
         self._unchecked.pop(thread_id, None)
 
     def expect(self, earlier: Acknowledged) -> None:
-        """Expect what an earlier saver of this process has acknowledged: it has to be checked."""
+        """Expect what an earlier saver of this process has acknowledged."""
         if earlier is not self:
             self.shortened += earlier.shortened
             self._newest |= earlier._newest
-            self._unchecked |= earlier._newest | earlier._unchecked
+            self._unchecked |= earlier._unchecked
 
     def moved(self) -> None:
-        """Record that another server is asked from now on: everything has to be checked there."""
+        """Record that other servers are asked from now on: everything has to be checked there."""
         self._unchecked |= self._newest
         self._newest.clear()
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing was acknowledged that could be lost."""
+        return not (self._newest or self._unchecked)
 
     @property
     def is_checked(self) -> bool:
@@ -124,7 +133,7 @@ class Acknowledged:
 
         Args:
             place: The history there. Reading from it must not change how long the threads live.
-            name: The server's address, for the log.
+            name: The server's name or address, for the log.
             ttl_seconds: How long a thread lives after its last use; `None`: for ever.
 
         Returns:
@@ -134,25 +143,31 @@ class Acknowledged:
             RedisUnavailableError, RedisRefusedError: The server cannot be asked now. Call this again.
         """
         async with self._checking:
-            checked, lost = 0, list[str]()
+            checked, lost, gone = 0, dict[str, float](), dict[str, float]()
             try:
                 while some := list(self._unchecked.items())[:_AT_ONCE]:
                     found = await asyncio.gather(
-                        *(_lacks(place, *each, ttl_seconds=ttl_seconds) for each in some)
+                        *(_state_of(place, *each, ttl_seconds=ttl_seconds) for each in some)
                     )
-                    for (thread_id, newest), is_lost in zip(some, found, strict=True):
+                    for (thread_id, newest), state in zip(some, found, strict=True):
                         if self._unchecked.get(thread_id) is newest:
                             del self._unchecked[thread_id]
                         checked += 1
-                        if is_lost:
-                            lost.append(thread_id)
-                        else:
-                            self._newest.setdefault(thread_id, newest)
+                        match state:
+                            case "shorter":
+                                lost[thread_id] = newest.at
+                            case "gone":
+                                gone[thread_id] = newest.at
+                            case "there":
+                                self._newest.setdefault(thread_id, newest)
             finally:
+                # A server that lacks one write lacks all that came after it.
+                since = min(lost.values(), default=math.inf)
+                lost |= {thread_id: at for thread_id, at in gone.items() if at >= since}
                 self.shortened += len(lost)
                 if lost:
-                    _report(lost, checked, name)
-            return lost
+                    _report(list(lost), checked, name)
+            return list(lost)
 
     def _touch(self, thread_id: str) -> _Newest:
         newest = self._newest.get(thread_id)
@@ -160,15 +175,18 @@ class Acknowledged:
             newest = self._newest[thread_id] = _Newest()
         self._newest.move_to_end(thread_id)
         newest.at = monotonic()
-        oldest = next(iter(self._newest.values()))
-        while len(self._newest) > _THREADS or oldest.at < newest.at - _SECONDS:
+        if len(self._newest) > _THREADS:
             self._newest.popitem(last=False)
-            oldest = next(iter(self._newest.values()))
         return newest
 
 
-async def _lacks(place: _Place, thread_id: str, newest: _Newest, *, ttl_seconds: float | None) -> bool:
-    """Tell whether a server lacks something of a thread that was acknowledged."""
+async def _state_of(
+    place: _Place, thread_id: str, newest: _Newest, *, ttl_seconds: float | None
+) -> Literal["there", "shorter", "gone"]:
+    """Tell what a server has of a thread. `gone`: nothing, but it may have been moved, or deleted elsewhere.
+
+    A thread that has moved or expired counts as `there`.
+    """
     positions = [
         Position(Scope(thread_id, namespace), checkpoint_id)
         for namespace, checkpoint_id in newest.checkpoints.items()
@@ -176,21 +194,32 @@ async def _lacks(place: _Place, thread_id: str, newest: _Newest, *, ttl_seconds:
     try:
         if positions:
             found = [each is not None for each in await _are_there(place, positions)]
-            if not any(found) and monotonic() - newest.at > min(_SECONDS, ttl_seconds or _SECONDS):
-                return False  # perhaps the thread was drained, and its marker is gone; or it has expired
+            age = monotonic() - newest.at
+            if not any(found) and ttl_seconds is not None and age > ttl_seconds:
+                return "there"
+            if not any(found) and age > _SECONDS:
+                return "shorter" if any([await _ends_earlier(place, each) for each in positions]) else "gone"
             if not all(found):
-                return True
+                return "shorter"
         if newest.writes is None:
-            return False
+            return "there"
         position, write = newest.writes
         async for each in place.load([position], sealed_too=True):
-            return all((stored.task_id, stored.idx) != write for stored in each.stored.writes)
+            is_there = any((stored.task_id, stored.idx) == write for stored in each.stored.writes)
+            return "there" if is_there else "shorter"
         # Its checkpoint is not there. If it was acknowledged, that is found above; if not, nobody knows.
-        return False
+        return "there"
     except ThreadMovedError:
-        return False  # another store has it
+        return "there"
     except ThreadDamagedError:
-        return True
+        return "shorter"
+
+
+async def _ends_earlier(place: _Place, position: Position) -> bool:
+    """Tell whether a namespace has checkpoints, all older than one that was there. Ids grow with time."""
+    async for page in place.positions(position.scope, before=None):
+        return page[0].checkpoint_id < position.checkpoint_id
+    return False
 
 
 async def _are_there(place: _Place, positions: Sequence[Position]) -> list[object | None]:
@@ -207,9 +236,9 @@ async def _are_there(place: _Place, positions: Sequence[Position]) -> list[objec
 def _report(lost: list[str], checked: int, name: str) -> None:
     names = ", ".join(map(repr, lost[:_NAMED_AT_MOST])) + (", …" if len(lost) > _NAMED_AT_MOST else "")
     _log.error(
-        "Redis has lost acknowledged writes at a failover: the new master (%s) lacks the end of %d of the %d "
-        "threads that this process has written to lately: %s. These threads are shorter now. "
-        "docs/reliability.md says how min-replicas-to-write prevents that.",
+        "Redis has lost acknowledged writes, at a failover or at a restart with older files: %s lacks the "
+        "end of %d of the %d threads that this process has written to: %s. These threads are shorter now, or "
+        "gone. docs/reliability.md says how min-replicas-to-write and appendonly prevent that.",
         name,
         len(lost),
         checked,

@@ -54,7 +54,8 @@ CLUSTER_COMMANDS: dict[str, tuple[Any, ...]] = {"cluster|nodes": (), "cluster|sl
 """What is needed in addition on a node of a Redis Cluster."""
 
 OPTIONAL = ("info",)
-"""Without INFO, the version of Redis is unknown, and no warning is logged if Redis may evict."""
+"""Without INFO, the version of Redis is unknown, no warning is logged if Redis may evict, and what a restart
+has lost is not reported."""
 
 
 def _refused(message: str) -> RedisRefusedError:

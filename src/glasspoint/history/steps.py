@@ -140,6 +140,7 @@ class Steps:
         *,
         key_prefix: str,
         timeout_seconds: float,
+        when_doubted: Callable[[], object] = lambda: None,
     ) -> None:
         """Take the Redis that runs the scripts.
 
@@ -148,6 +149,7 @@ class Steps:
             telemetry: Receives an event for every step.
             key_prefix: The first part of every key, for the errors that name missing rights.
             timeout_seconds: How long one step may take from the moment it has a slot: see `Turns`.
+            when_doubted: Called after each step that was run while another server may have taken over.
         """
         self._key_prefix = key_prefix
         self._redis: Any = redis
@@ -165,6 +167,8 @@ class Steps:
         self._limiter = Limiter(connections_of(redis, most=_CONNECTIONS), timeout_seconds=timeout_seconds)
         self._sent: set[str] = set()
         """The scripts whose text was sent, so that their hash is enough."""
+        self._when_doubted = when_doubted
+        self._is_doubted = False
 
     async def run(
         self, step: str, scope: Scope | None, keys: Sequence[str], *args: bytes | str | int
@@ -190,6 +194,7 @@ class Steps:
                 writes = step not in READING
                 status, *result = await self._in_slot(self._evalsha, step, keys, args, writes=writes)
             except RedisUnavailableError as exc:
+                self._is_doubted = True
                 # If a value was too large, Redis's error may be lost with the connection.
                 largest = max((len(each) for each in args if isinstance(each, bytes)), default=0)
                 is_broken = type(exc.__cause__) in (ConnectionError, ConnectionResetError, BrokenPipeError)
@@ -214,6 +219,8 @@ class Steps:
                     f"Redis has evicted a part of {self._named(scope)}, or all of it, so that nothing of it "
                     "can be believed: delete the thread, and give Redis the maxmemory-policy noeviction."
                 )
+        if self._is_doubted:
+            self._when_doubted()
         return [status] if status in (AGAIN, EXISTS) else result
 
     def _named(self, scope: Scope | None) -> str:
@@ -268,6 +275,31 @@ class Steps:
         for info in await self._infos("server"):
             return str(info.get("redis_version", ""))
         return ""
+
+    async def reign(self) -> object:
+        """Return a value that is another one after a failover, and after a restart of a server.
+
+        It has the `run_id` of each server (`INFO server`), which is new with each process, and the highest
+        configuration epoch of a cluster. A server that does not tell its `run_id` adds nothing to the value.
+
+        Raises:
+            RedisUnavailableError, RedisRefusedError: See these classes.
+        """
+        self._is_doubted = False
+        try:
+            epoch, servers = await self._in_slot(self._servers.reigning)
+            run_ids = await asyncio.gather(*(self._in_slot(self._run_id, each) for each in servers))
+        except BaseException:
+            self._is_doubted = True
+            raise
+        return epoch, master_of(self._redis), frozenset(run_ids)
+
+    @staticmethod
+    async def _run_id(server: Redis) -> str:
+        try:
+            return str((await server.info("server")).get("run_id", ""))
+        except ResponseError:
+            return ""  # this user may not ask
 
     async def memory(self) -> list[dict[str, Any]]:
         """Return INFO memory of Redis, in a cluster of each master; nothing if Redis does not tell it."""
@@ -354,8 +386,10 @@ class Steps:
         text, sha = _script(step)
         if step in self._sent:
             # After a restart of Redis, and on another node of a cluster, the script is not there.
-            with suppress(NoScriptError):
+            try:
                 return list(await self._servers.run(keys[0], "EVALSHA", sha, len(keys), *keys, *args))
+            except NoScriptError:
+                self._is_doubted = True
         # Send the whole text, do not load it first: in a cluster, it must reach the node that runs it. And do
         # not try the hash first: the error of the first call would be red in the client's own spans.
         result = list(await self._servers.run(keys[0], "EVAL", text, len(keys), *keys, *args))

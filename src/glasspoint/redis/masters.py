@@ -70,6 +70,10 @@ class OneServer:
         """Return the client."""
         return [self._redis]
 
+    async def reigning(self) -> tuple[int, list[Redis]]:
+        """Return 0, and the client: see `Masters.reigning`."""
+        return 0, [self._redis]
+
     async def tagged(self) -> list[tuple[Redis, str | None]]:
         """Return the client, and no hash tag."""
         return [(self._redis, None)]
@@ -132,6 +136,16 @@ class Masters:
             Exception: No node tells the topology.
         """
         return [self.topology.client(each.address) for each in (await self._look()).masters]
+
+    async def reigning(self) -> tuple[int, list[Redis]]:
+        """Read the topology again. Return its epoch, which each failover raises, and each master's client.
+
+        Raises:
+            Exception: No node tells the topology.
+        """
+        self._watched.doubt()
+        clients = await self.all()
+        return (await self._look()).epoch, clients
 
     async def tagged(self) -> list[tuple[Redis, str | None]]:
         """Return the client of each master that owns slots, and the hash tag of one of its slots.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import AsyncExitStack, suppress
+from time import monotonic
 from typing import TYPE_CHECKING, Any, Self, Unpack, cast
 
 from redis.asyncio import RedisCluster
@@ -59,6 +60,9 @@ _SIGN_OF_LIFE_SECONDS = 0.5
 
 # How long to wait before a new master that does not answer is asked again for what was acknowledged.
 _LOSSES_PAUSE_SECONDS = 0.25
+
+# How long to wait before servers of which one did not answer are asked again whether they are the same.
+_LOOK_PAUSE_SECONDS = 1.0
 
 # The Redis servers whose eviction was logged, each with how it evicts. A fallback chain opens many savers,
 # and must not log that each time.
@@ -135,8 +139,15 @@ class RedisSaver(HistorySaver):
         self._key_prefix = key_prefix
         self._is_in_part = False
         self._steps = Steps(
-            redis, telemetry, key_prefix=key_prefix, timeout_seconds=seconds_of(timeout_seconds)
+            redis,
+            telemetry,
+            key_prefix=key_prefix,
+            timeout_seconds=seconds_of(timeout_seconds),
+            when_doubted=self._look_soon,
         )
+        self._reign: object = None  # of the servers that have what was acknowledged; `None`: not asked yet
+        self._is_looking = False
+        self._looks_at = 0.0  # not before this moment, by `monotonic`
         self._redis_history = RedisHistory(
             self._steps,
             Keyspace(key_prefix, target=target_id, in_cluster=isinstance(redis, RedisCluster)),
@@ -244,6 +255,7 @@ class RedisSaver(HistorySaver):
         await self.ping()
         await self._steps.check_permissions()
         self.status.versions["redis"] = await self._steps.server_version()
+        self._reign = await self._steps.reign()
         await self._redis_history.meet()
         self._warn_of_eviction(await self._steps.memory())
 
@@ -319,7 +331,7 @@ class RedisSaver(HistorySaver):
     async def look_for_losses(self) -> bool:
         """Tell whether Redis has lost threads, or may have lost some. A thread that was moved is not lost.
 
-        A thread is lost, too, if a failover has lost the end of it.
+        A thread is lost, too, if the end of it is: at a failover, or when Redis restarted with older files.
 
         Raises:
             RedisUnavailableError: Redis did not respond.
@@ -332,8 +344,8 @@ class RedisSaver(HistorySaver):
     async def thread_ids(self, *, only_reads: bool = False) -> AsyncIterator[str]:
         """Yield the id of every thread that has data here: see `DrainableSaver.thread_ids`.
 
-        After a failover, the new master is first asked for what was acknowledged: a thread that is drained
-        cannot be asked about any more.
+        After a failover or a restart, Redis is first asked for what was acknowledged: a thread that is
+        drained cannot be asked about any more.
 
         Raises:
             RedisUnavailableError: Redis did not respond.
@@ -346,14 +358,16 @@ class RedisSaver(HistorySaver):
     async def expect_acknowledged(self, earlier: RedisSaver) -> None:
         """Expect what an earlier saver of this process has acknowledged. What is missing is logged.
 
+        A saver that was opened in part does not look now.
+
         Raises:
             RedisUnavailableError: Redis did not respond.
         """
-        if master_of(self.client) is None:
-            return  # no sentinels, so no failover
-        with self._lifetime.call():
-            self._redis_history.acknowledged.expect(earlier._redis_history.acknowledged)
-            await self._look_at_acknowledged()
+        self._redis_history.acknowledged.expect(earlier._redis_history.acknowledged)
+        self._reign = earlier._reign
+        if not self._is_in_part:
+            with self._lifetime.call():
+                await self._look_at_acknowledged()
 
     def _master_named(self, address: tuple[str, int]) -> None:
         """Follow the sentinels to a master."""
@@ -371,17 +385,42 @@ class RedisSaver(HistorySaver):
                 return
             await asyncio.sleep(_LOSSES_PAUSE_SECONDS)
 
+    def _look_soon(self) -> None:
+        """Look for losses, because another server may have taken over, or Redis may have restarted."""
+        if not self._is_looking and monotonic() >= self._looks_at and self._lifetime.is_open:
+            self._is_looking = True
+            self._lifetime.in_background(self._look_once())
+
+    async def _look_once(self) -> None:
+        try:
+            await self._look_at_acknowledged()
+        except (RedisUnavailableError, RedisRefusedError):  # one of the next steps leads to another look
+            self._looks_at = monotonic() + _LOOK_PAUSE_SECONDS
+        finally:
+            self._is_looking = False
+
     async def _look_at_acknowledged(self) -> None:
+        """If other servers than before have the threads now, ask them for what was acknowledged."""
         acknowledged = self._redis_history.acknowledged
+        if acknowledged.is_empty:
+            return
+        with quiet():
+            reign = await self._steps.reign()
+        if self._reign not in (None, reign):
+            acknowledged.moved()
+        self._reign = reign
         if acknowledged.is_checked:
             return
-        host, port = self.status.addresses["redis"]
         for _ in await acknowledged.check(
-            self._redis_history.untouched(),
-            name=address_text(host or "", port or 0),
-            ttl_seconds=self._ttl_seconds,
+            self._redis_history.untouched(), name=self._server_name(), ttl_seconds=self._ttl_seconds
         ):
             self._telemetry.emit(ThreadDrained("lost"))
+
+    def _server_name(self) -> str:
+        if isinstance(self.client, RedisCluster):
+            return "the cluster"
+        host, port = self.status.addresses["redis"]
+        return address_text(host or "", port or 0)
 
     def _warn_of_eviction(self, nodes: list[dict[str, Any]]) -> None:
         how = "; ".join(sorted({found for node in nodes if (found := eviction_of(node)) is not None}))

@@ -460,8 +460,8 @@ METRICS: dict[str, Metric] = {
             "Threads of a lower tier, by what became of them.",
             "`continued`: it goes on from what PostgreSQL has; `new`: PostgreSQL had nothing; `set_aside`: "
             "it does not go on from what PostgreSQL has, and is a thread of its own (the log names both); "
-            "`refused`: it cannot be moved, and stays; `lost`: a failover of Redis has lost what was "
-            "acknowledged last (the log names it)",
+            "`refused`: it cannot be moved, and stays; `lost`: Redis has lost what was acknowledged "
+            "last, at a failover or a restart (the log names it)",
             (
                 Query(
                     "Which conversations of an outage need a look?",

@@ -383,8 +383,8 @@ class ThreadDrained:
     Attributes:
         result: `continued`: it continues what the higher tier had of the thread. `new`: the higher tier had
             nothing of it. `set_aside`: it does not continue what the higher tier had, and became a thread of
-            its own. `refused`: it cannot be moved. `lost`: a failover of Redis has lost what was acknowledged
-            last; what is left of it is moved later.
+            its own. `refused`: it cannot be moved. `lost`: a failover or a restart of Redis has lost what was
+            acknowledged last; what is left of it is moved later.
     """
 
     result: DrainResult

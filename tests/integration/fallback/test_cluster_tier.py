@@ -24,9 +24,9 @@ from glasspoint.l2.target import Target
 from glasspoint.redis.topology import RANGES, range_of
 from outages import drained, pod, said, say, threads_in
 from places import DOCS
-from redis_nodes import Nodes, slot_of
+from redis_nodes import OPTIONS, Nodes, slot_of
 from redis_tier import TARGET, opened
-from states import config_of, open_upstream
+from states import config_of, counts, open_upstream
 from steps import Thread, readyz, settled, suspended, until
 
 TURNS = ["turn 1", "turn 2"]
@@ -187,8 +187,12 @@ async def test_with_a_master_away_a_process_above_sees_what_stands_on_the_others
 
 @contextmanager
 def away(nodes: Nodes, *masters: EmbeddedRedis) -> Iterator[None]:
-    """Masters that answer nothing, and whose replicas do not take over. Nothing of them is lost."""
-    servers = [each for master in masters for each in (*nodes.replicas_of(master), master)]
+    """Masters that answer nothing, and whose replicas do not take over, not even when all answer again: a
+    replica could lack what is written then. Nothing of them is lost."""
+    replicas = [each for master in masters for each in nodes.replicas_of(master)]
+    for replica in replicas:
+        nodes.keep(replica)
+    servers = [*replicas, *masters]
     with suspended(*(psutil.Process(server.pid) for server in servers)):
         yield
 
@@ -223,6 +227,44 @@ async def test_a_failover_in_the_tier_loses_nothing_that_the_replica_had(
         for each in threads:
             assert await said(upstream, each) == ["before", "after"]
     assert set(drained(registry)) == {"new"}
+
+
+async def test_what_a_failover_in_the_tier_loses_is_counted_and_named(
+    own_postgres: EmbeddedPostgres,
+    nodes: Nodes,
+    registry: CollectorRegistry,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    url, (shorter, *others) = with_tables(own_postgres), one_of_each_master(nodes, "t")
+    own_postgres.stop()
+    async with pod(url, url_of(nodes), registry, redis_timeout=1.0) as saver:
+        await say_all(saver, [shorter, *others], "before")
+        master = server_of(nodes, shorter)
+        nodes.ask(master, "WAIT", 1, 10_000)
+        [replica] = nodes.replicas_of(master)
+        replica.save_snapshot()
+        replica.kill()
+        await say(saver, shorter, "lost")
+        master.kill()
+        replica.start(*OPTIONS)
+        replica.forget_snapshot()
+        other = server_of(nodes, others[0])
+        await until(lambda: nodes.master_of(slot_of_list(shorter), asked=other) is replica)
+
+        async def is_said() -> bool:
+            """A call after the failover leads to the look."""
+            with suppress(GlasspointError):
+                await said(saver, shorter)
+            return counts(registry, "glasspoint_drained_threads_total", "result")["lost"] == 1
+
+        await until(is_said)
+        own_postgres.start()
+        await until(lambda: saver._chain.whole)
+        await until(lambda: "Promoted from tier redis" in caplog.text)
+    assert f"lacks the end of 1 of the 3 threads that this process has written to: {shorter!r}" in caplog.text
+    assert "but Redis may have lost threads that were written there" in caplog.text
+    async with open_upstream(url) as upstream:
+        assert await said(upstream, shorter) == ["before"]
 
 
 async def test_without_a_master_the_process_works_in_memory_until_it_is_back(
