@@ -387,7 +387,9 @@ class RedisSaver(HistorySaver):
 
     def _look_soon(self) -> None:
         """Look for losses, because another server may have taken over, or Redis may have restarted."""
-        if not self._is_looking and monotonic() >= self._looks_at and self._lifetime.is_open:
+        if self._is_looking or self._redis_history.acknowledged.is_empty:
+            return
+        if monotonic() >= self._looks_at and self._lifetime.is_open:
             self._is_looking = True
             self._lifetime.in_background(self._look_once())
 
