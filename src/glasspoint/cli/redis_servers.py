@@ -197,7 +197,8 @@ class Look:
                 name, other = names[node_id], names.get(each.other, f"the node {each.other}")
                 nodes.append(name)
                 opposite = OpenSlot(each.slot, not each.leaves, node_id)
-                if each.other not in told or opposite in told[each.other].open_slots:
+                is_silent = each.other in names and each.other not in told
+                if is_silent or (each.other in told and opposite in told[each.other].open_slots):
                     one, another = (name, other) if each.leaves else (other, name)
                     moving[each.slot] = f"{each.slot} from {one} to {another}"
                 else:
