@@ -140,7 +140,7 @@ class Steps:
         *,
         key_prefix: str,
         timeout_seconds: float,
-        when_doubted: Callable[[], object] = lambda: None,
+        when_done: Callable[[], object] = lambda: None,
     ) -> None:
         """Take the Redis that runs the scripts.
 
@@ -149,7 +149,7 @@ class Steps:
             telemetry: Receives an event for every step.
             key_prefix: The first part of every key, for the errors that name missing rights.
             timeout_seconds: How long one step may take from the moment it has a slot: see `Turns`.
-            when_doubted: Called after each step that was run while another server may have taken over.
+            when_done: Called after each step that Redis has done.
         """
         self._key_prefix = key_prefix
         self._redis: Any = redis
@@ -167,8 +167,9 @@ class Steps:
         self._limiter = Limiter(connections_of(redis, most=_CONNECTIONS), timeout_seconds=timeout_seconds)
         self._sent: set[str] = set()
         """The scripts whose text was sent, so that their hash is enough."""
-        self._when_doubted = when_doubted
-        self._is_doubted = False
+        self._when_done = when_done
+        self.is_doubted = False
+        """Whether another server may have taken over since `reign` was asked for."""
 
     async def run(
         self, step: str, scope: Scope | None, keys: Sequence[str], *args: bytes | str | int
@@ -194,7 +195,7 @@ class Steps:
                 writes = step not in READING
                 status, *result = await self._in_slot(self._evalsha, step, keys, args, writes=writes)
             except RedisUnavailableError as exc:
-                self._is_doubted = True
+                self.is_doubted = True
                 # If a value was too large, Redis's error may be lost with the connection.
                 largest = max((len(each) for each in args if isinstance(each, bytes)), default=0)
                 is_broken = type(exc.__cause__) in (ConnectionError, ConnectionResetError, BrokenPipeError)
@@ -219,8 +220,7 @@ class Steps:
                     f"Redis has evicted a part of {self._named(scope)}, or all of it, so that nothing of it "
                     "can be believed: delete the thread, and give Redis the maxmemory-policy noeviction."
                 )
-        if self._is_doubted:
-            self._when_doubted()
+        self._when_done()
         return [status] if status in (AGAIN, EXISTS) else result
 
     def _named(self, scope: Scope | None) -> str:
@@ -285,12 +285,12 @@ class Steps:
         Raises:
             RedisUnavailableError, RedisRefusedError: See these classes.
         """
-        self._is_doubted = False
+        self.is_doubted = False
         try:
             epoch, servers = await self._in_slot(self._servers.reigning)
             run_ids = await asyncio.gather(*(self._in_slot(self._run_id, each) for each in servers))
         except BaseException:
-            self._is_doubted = True
+            self.is_doubted = True
             raise
         return epoch, master_of(self._redis), frozenset(run_ids)
 
@@ -389,7 +389,7 @@ class Steps:
             try:
                 return list(await self._servers.run(keys[0], "EVALSHA", sha, len(keys), *keys, *args))
             except NoScriptError:
-                self._is_doubted = True
+                self.is_doubted = True
         # Send the whole text, do not load it first: in a cluster, it must reach the node that runs it. And do
         # not try the hash first: the error of the first call would be red in the client's own spans.
         result = list(await self._servers.run(keys[0], "EVAL", text, len(keys), *keys, *args))

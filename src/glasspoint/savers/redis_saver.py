@@ -61,8 +61,9 @@ _SIGN_OF_LIFE_SECONDS = 0.5
 # How long to wait before a new master that does not answer is asked again for what was acknowledged.
 _LOSSES_PAUSE_SECONDS = 0.25
 
-# How long to wait before servers of which one did not answer are asked again whether they are the same.
-_LOOK_PAUSE_SECONDS = 1.0
+# How often a saver that is used looks whether the same servers have its threads; and at most how often.
+_LOOK_SECONDS = 10.0
+_SHORTEST_LOOK_SECONDS = 1.0
 
 # The Redis servers whose eviction was logged, each with how it evicts. A fallback chain opens many savers,
 # and must not log that each time.
@@ -143,11 +144,11 @@ class RedisSaver(HistorySaver):
             telemetry,
             key_prefix=key_prefix,
             timeout_seconds=seconds_of(timeout_seconds),
-            when_doubted=self._look_soon,
+            when_done=self._look_if_due,
         )
         self._reign: object = None  # of the servers that have what was acknowledged; `None`: not asked yet
         self._is_looking = False
-        self._looks_at = 0.0  # not before this moment, by `monotonic`
+        self._looked_at = monotonic()
         self._redis_history = RedisHistory(
             self._steps,
             Keyspace(key_prefix, target=target_id, in_cluster=isinstance(redis, RedisCluster)),
@@ -385,20 +386,20 @@ class RedisSaver(HistorySaver):
                 return
             await asyncio.sleep(_LOSSES_PAUSE_SECONDS)
 
-    def _look_soon(self) -> None:
-        """Look for losses, because another server may have taken over, or Redis may have restarted."""
-        if self._is_looking or self._redis_history.acknowledged.is_empty:
+    def _look_if_due(self) -> None:
+        """Look for losses now and then, and soon if another server may have taken over."""
+        pause = _SHORTEST_LOOK_SECONDS if self._steps.is_doubted else _LOOK_SECONDS
+        if monotonic() < self._looked_at + pause or self._is_looking or not self._lifetime.is_open:
             return
-        if monotonic() >= self._looks_at and self._lifetime.is_open:
-            self._is_looking = True
-            self._lifetime.in_background(self._look_once())
+        self._is_looking = True
+        self._lifetime.in_background(self._look_once())
 
     async def _look_once(self) -> None:
         try:
-            await self._look_at_acknowledged()
-        except (RedisUnavailableError, RedisRefusedError):  # one of the next steps leads to another look
-            self._looks_at = monotonic() + _LOOK_PAUSE_SECONDS
+            with suppress(RedisUnavailableError, RedisRefusedError):  # one of the next steps leads to a look
+                await self._look_at_acknowledged()
         finally:
+            self._looked_at = monotonic()
             self._is_looking = False
 
     async def _look_at_acknowledged(self) -> None:

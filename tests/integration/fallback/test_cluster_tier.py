@@ -22,6 +22,7 @@ from glasspoint.errors import GlasspointError, RedisUnavailableError, ThreadDama
 from glasspoint.history.keys import Keyspace
 from glasspoint.l2.target import Target
 from glasspoint.redis.topology import RANGES, range_of
+from glasspoint.savers import redis_saver
 from outages import drained, pod, said, say, threads_in
 from places import DOCS
 from redis_nodes import OPTIONS, Nodes, slot_of
@@ -234,7 +235,9 @@ async def test_what_a_failover_in_the_tier_loses_is_counted_and_named(
     nodes: Nodes,
     registry: CollectorRegistry,
     caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(redis_saver, "_LOOK_SECONDS", 0.1)
     url, (shorter, *others) = with_tables(own_postgres), one_of_each_master(nodes, "t")
     own_postgres.stop()
     async with pod(url, url_of(nodes), registry, redis_timeout=1.0) as saver:
@@ -252,7 +255,7 @@ async def test_what_a_failover_in_the_tier_loses_is_counted_and_named(
         await until(lambda: nodes.master_of(slot_of_list(shorter), asked=other) is replica)
 
         async def is_said() -> bool:
-            """A call after the failover leads to the look."""
+            """A call after the failover leads to a look."""
             with suppress(GlasspointError):
                 await said(saver, shorter)
             return counts(registry, "glasspoint_drained_threads_total", "result")["lost"] == 1

@@ -11,6 +11,7 @@ from redis.asyncio import Redis
 from glasspoint import RedisSaver, create_telemetry
 from glasspoint.embedded import EmbeddedRedis
 from glasspoint.history import acknowledged
+from glasspoint.savers import redis_saver
 from states import counts
 from steps import Thread, until
 
@@ -31,7 +32,14 @@ def written(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     return str(request.param)
 
 
-@pytest.mark.usefixtures("written")
+@pytest.fixture
+def looking(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each call leads to a look, not one in ten seconds."""
+    monkeypatch.setattr(redis_saver, "_LOOK_SECONDS", 0.0)
+    monkeypatch.setattr(redis_saver, "_SHORTEST_LOOK_SECONDS", 0.0)
+
+
+@pytest.mark.usefixtures("written", "looking")
 async def test_a_restart_with_older_files_is_noticed_by_the_next_call(
     own_redis: EmbeddedRedis, registry: CollectorRegistry, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -81,6 +89,8 @@ async def test_a_thread_that_another_process_has_deleted_is_not_lost(
 async def test_a_redis_that_has_lost_nothing_is_reported_as_none(
     what: str, own_redis: EmbeddedRedis, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Without its scripts, a server is asked within a second whether it is another one."""
+    monkeypatch.setattr(redis_saver, "_SHORTEST_LOOK_SECONDS", 0.0)
     looked = list[object]()
     thread = Thread("a")
     async with await RedisSaver.create(own_redis.url, timeout_seconds=10) as saver:
@@ -98,9 +108,8 @@ async def test_a_redis_that_has_lost_nothing_is_reported_as_none(
         if what == "restarted":
             own_redis.kill()
             own_redis.start()
-        else:
-            async with Redis.from_url(own_redis.url) as redis:
-                await redis.script_flush()
+        async with Redis.from_url(own_redis.url) as redis:
+            await redis.script_flush()
         await thread.put(saver)
         await until(lambda: looked)
         assert (looked[-1] == reign) == (what == "scripts flushed")
