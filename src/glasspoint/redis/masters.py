@@ -78,10 +78,6 @@ class OneServer:
         """Return the client, and no hash tag."""
         return [(self._redis, None)]
 
-    async def server_of(self, key: str) -> Redis:
-        """Return the client."""
-        return self._redis  # type: ignore[no-any-return]
-
     def run(self, key: str, *command: Any) -> Awaitable[Any]:
         """Send a command."""
         return self._redis.execute_command(*command)  # type: ignore[no-any-return]
@@ -155,15 +151,6 @@ class Masters:
         """
         masters = (await self._look()).masters
         return [(self.topology.client(each.address), tag_in(each.slots)) for each in masters]
-
-    async def server_of(self, key: str) -> Redis:
-        """Return the client of the master that has a key.
-
-        Raises:
-            SlotNotCoveredError: No master has the slot of the key.
-            Exception: No node tells the topology.
-        """
-        return self.topology.client(await self._address_of(key))
 
     async def run(self, key: str, *command: Any) -> Any:
         """Send a command to the master that has a key.

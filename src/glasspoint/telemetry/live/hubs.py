@@ -143,11 +143,6 @@ class Hub:
         for viewer in there:
             viewer.end(event("bye", 0, encode({"reason": reason})))
 
-    def count(self, site: Shown) -> int:
-        """Return the number of open pages of a site."""
-        with self._lock:
-            return len(self._viewers.get(site, ()))
-
     def forget_the_parent(self) -> None:
         """In a child after a fork, forget the parent's viewers: they are connected to the parent."""
         self._lock = threading.Lock()  # a thread of the parent may have held it

@@ -220,9 +220,7 @@ class RecentTurns:
                 self._drop(each)
 
     def _drop(self, trace_id: str) -> None:
-        trace = self._traces.pop(trace_id, None)
-        if trace is None:
-            return
+        trace = self._traces.pop(trace_id)
         self._bytes -= trace.bytes
         self._chosen.pop(trace_id, None)
         for name in trace.names:
