@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime
 from functools import partial
+from time import monotonic
 from typing import Any
 
 import psycopg
@@ -40,12 +41,13 @@ from glasspoint.errors import (
     ThreadTamperedError,
     ThreadUnknownError,
 )
+from glasspoint.fallback import branches as branches_module
 from glasspoint.fallback import draining
 from glasspoint.fallback.branches import Branches, NotStoredYetError, Placement
 from glasspoint.history.interface import HEARD_SECONDS
 from glasspoint.l1.cache import Cache
 from glasspoint.model.identity import Identity
-from glasspoint.model.lineage import SET_ASIDE, UNKNOWN_TIME, SetAside
+from glasspoint.model.lineage import SET_ASIDE, UNKNOWN_TIME, SetAside, mark_of
 from glasspoint.model.scope import Scope
 from outages import chat, drained, pod, said, say, threads_in
 from places import DOCS
@@ -822,6 +824,54 @@ async def test_a_start_waits_for_what_a_dead_process_has_sealed(
         assert await said(saver, "42") == ["during"]
 
 
+async def test_a_way_up_is_given_up_while_another_process_keeps_a_thread_sealed(
+    own_postgres: EmbeddedPostgres, own_redis: EmbeddedRedis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("glasspoint.fallback.controller._LAST_DRAINS", 1)
+    url = with_tables(own_postgres)
+    own_postgres.stop()
+    async with pod(url, own_redis.url, probe_interval=1000) as saver:
+        await say(saver, "42", "during")
+        tier = saver._chain.saver
+        assert not isinstance(tier, CachedPostgresSaver)
+        token = await tier.seal_thread("42", lease_seconds=60.0)
+        own_postgres.start()
+        with pytest.raises(GlasspointError, match="not empty yet"):
+            await saver._chain._climb()
+        assert saver.tier == "redis"
+        assert await tier.seal_thread("42", lease_seconds=0.001, token=token)
+        await until(lambda: is_unsealed(tier, "42"))
+        await saver._chain._climb()
+        assert saver.tier == "cached"
+        assert await said(saver, "42") == ["during"]
+
+
+async def test_a_thread_that_is_deleted_while_a_lower_tier_is_away_is_named_in_the_log(
+    database: str, own_redis: EmbeddedRedis, caplog: pytest.LogCaptureFixture
+) -> None:
+    short: dict[str, Any] = {"redis_timeout": 0.3, "l1_timeout": 0.3, "probe_interval": 1000}
+    async with pod(database, own_redis.url, **short) as saver:
+        await say(saver, "42", "before")
+        saver._chain._note_undrained(frozenset({"redis"}))
+        own_redis.kill()
+        await saver.adelete_thread("42")
+    assert "Thread '42' was deleted, but not in the tier redis, which cannot be reached" in caplog.text
+
+
+async def test_what_fails_at_the_start_leaves_nothing_open_and_closing_twice_at_once_closes_once(
+    database: str, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fails(*args: object, **options: object) -> None:
+        raise LookupError("nobody foresaw it")
+
+    async with pod(database, redis_url, probe_interval=1000) as saver:
+        await asyncio.gather(saver.close(), saver.close())
+        monkeypatch.setattr(type(saver._chain), "_drain_leftovers", fails)
+    with pytest.raises(LookupError):
+        async with pod(database, redis_url):
+            pass
+
+
 # ------------------------------------------------------------------ what a stranger found
 
 
@@ -1049,6 +1099,25 @@ async def test_a_process_above_knows_what_another_one_acknowledged_below(
         assert below.tier == "redis"
 
 
+async def test_a_thread_below_that_another_process_keeps_sealed_is_waited_for_but_not_for_ever(
+    own_postgres: EmbeddedPostgres, own_redis: EmbeddedRedis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with one_above_and_one_below(own_postgres, own_redis) as (above, below):
+        own_postgres.start()
+        await until_it_answers(above)
+        await say(below, "43", "during")
+        tier = below._chain.saver
+        assert not isinstance(tier, CachedPostgresSaver)
+        token = await tier.seal_thread("43", lease_seconds=60.0)
+        with monkeypatch.context() as hurried:
+            hurried.setattr("glasspoint.fallback.controller._FOLLOW_SECONDS", 0.2)
+            with pytest.raises(ThreadMovedError, match="keeps it sealed"):
+                await said(above, "43")
+        asked = asyncio.create_task(said(above, "43"))
+        assert await tier.seal_thread("43", lease_seconds=0.5, token=token)
+        assert await asked == ["during"]
+
+
 async def until_it_answers(saver: FallbackSaver) -> None:
     async def answers() -> bool:
         try:
@@ -1259,7 +1328,7 @@ def but_the_answer_is_lost(call: Callable[..., Awaitable[Any]]) -> Callable[...,
     return done
 
 
-async def is_unsealed(saver: MemorySaver, thread_id: str) -> bool:
+async def is_unsealed(saver: Any, thread_id: str) -> bool:
     try:
         await saver.aget_tuple(config_of(thread_id))
     except ThreadMovedError:
@@ -1370,6 +1439,111 @@ async def test_two_runs_that_began_below_with_nothing_have_a_branch_each() -> No
     branches.switched({"42"})
     placed = [await thread_of(branches, upper, Placement(config_of("42"), each)) for each in ("one", "two")]
     assert len({"42", *placed}) == 3
+
+
+async def until_placed(branches: Branches, saver: Any, placement: Placement) -> str:
+    """The thread that a call is sent to, when it waits no longer for a checkpoint."""
+
+    async def placed() -> str:
+        with suppress(NotStoredYetError):
+            return await thread_of(branches, saver, placement)
+        return ""
+
+    found: str = await until(placed)
+    return found
+
+
+def aside_of(branches: Branches, name: str = "a branch", *ids: str) -> str:
+    """Set a thread's branch aside, which has left the tier just now."""
+    branches.add(SetAside("42", name, datetime.now(UTC)), ids, has_left=True)
+    return name
+
+
+@pytest.mark.parametrize("where", ["a branch", "another branch", "nowhere"])
+async def test_a_subgraph_goes_where_the_checkpoint_stands_that_its_run_has_read(where: str) -> None:
+    """With `durability="exit"`, what the run puts itself never comes before its subgraph's call."""
+    upper, branches = MemorySaver(), new_branches()
+    for name in "a branch", "another branch":
+        aside_of(branches, name)
+    beginning = Thread(where)
+    await beginning.put(upper)
+    branches.read_below("42", numbered_id(1))
+    assert (await until_placed(branches, upper, in_subgraph(empty_checkpoint()["id"]))) == (
+        "42" if where == "nowhere" else where
+    )
+
+
+@pytest.mark.parametrize("where", ["42", "a branch", "nowhere"])
+async def test_the_next_put_of_a_subgraph_goes_where_its_last_one_went(where: str) -> None:
+    """With `durability="exit"`, only the subgraph's own checkpoints are there."""
+    upper, branches = MemorySaver(), new_branches()
+    aside_of(branches)
+    await Thread("42").put(upper)
+    await Thread(where, "sub:1").put(upper)
+    placement = in_subgraph(empty_checkpoint()["id"], puts=numbered_id(2))
+    placement.config["configurable"]["checkpoint_id"] = numbered_id(1)
+    assert (await until_placed(branches, upper, placement)) == ("42" if where == "nowhere" else where)
+
+
+async def test_two_first_puts_at_a_time_of_which_one_makes_a_branch_or_finds_that_none_is_needed(
+    database: str, redis_url: str
+) -> None:
+    upper, branches = MemorySaver(), new_branches()
+    await Thread("42").put(upper)
+    branches.switched({"42"})
+    async with branches._making:  # as the first one has it
+        second = asyncio.create_task(thread_of(branches, upper, Placement(config_of("42"), "two")))
+        await until(lambda: branches._making._waiters)
+        aside_of(branches)
+    with pytest.raises(NotStoredYetError):
+        await second
+    async with CachedPostgresSaver.from_conn_string(database, redis_url=redis_url) as empty:
+        branches = new_branches()
+        branches.switched({"42"})
+        found = await asyncio.gather(
+            *(thread_of(branches, empty, Placement(config_of("42"), each)) for each in ("one", "two"))
+        )
+    assert found == ["42", "42"], "PostgreSQL has no other history of the thread"
+
+
+async def test_of_branches_only_those_with_a_known_beginning_mark_their_checkpoints() -> None:
+    branches = new_branches()
+    branches.add(SetAside("42", "only its name", UNKNOWN_TIME))
+    known = SetAside("42", "a branch", datetime.now(UTC))
+    branches.add(known)
+    assert branches.mark(config_of("42"), config_of("only its name")) == {}
+    assert branches.mark(config_of("42"), config_of("a branch")) == mark_of(known)
+
+
+async def test_a_branch_goes_on_in_a_tier_that_its_thread_has_left_for_another_place() -> None:
+    """Only its own departure is one: of the thread, another part has gone elsewhere."""
+    lower, branches = MemorySaver(), new_branches()
+    await Thread("42").put(lower)
+    aside = aside_of(branches, "a branch", numbered_id(1))
+    token = await lower.seal_thread("42", lease_seconds=60.0)
+    assert token is not None
+    assert await lower.retire_thread("42", token, marker_seconds=60.0, moved_to="elsewhere")
+    placement = Placement(config_of("42", checkpoint_id=numbered_id(1)), puts=numbered_id(2))
+    assert await thread_of(branches, lower, placement) == aside
+
+
+async def test_what_is_known_of_branches_is_bounded_in_time_and_of_reads_in_number(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    upper, branches, now = MemorySaver(), new_branches(), monotonic()
+    monkeypatch.setattr(branches_module, "monotonic", lambda: now)
+    aside_of(branches)
+    branches.switched({"43"})
+    call = Placement(config_of("42"))
+    assert await thread_of(branches, upper, call) == "42"
+    assert branches.ids_of("42") == ["a branch"]
+    now += branches_module.UNDER_WAY.total_seconds() + 1
+    assert await thread_of(branches, upper, call) == "42"
+    assert (branches.ids_of("42"), branches._of, branches._anew) == ([], {}, {})
+    monkeypatch.setattr(branches_module, "_READ_THREADS_AT_MOST", 2)
+    for each in "1", "2", "3":
+        branches.read_below(each, None)
+    assert list(branches._reads) == ["2", "3"]
 
 
 async def test_what_a_lost_tier_had_of_a_thread_is_not_taken_for_what_the_next_one_has() -> None:

@@ -28,7 +28,14 @@ from conversations import execute
 from databases import with_tables
 from glasspoint import CachedPostgresSaver, Settings, create_telemetry, get_checkpointer
 from glasspoint.embedded import EmbeddedPostgres, EmbeddedRedis
-from glasspoint.errors import ConfigurationError, L1UnavailableError, WrongTypeError
+from glasspoint.errors import (
+    ConfigurationError,
+    L1UnavailableError,
+    L2UnavailableError,
+    SchemaError,
+    WrongTypeError,
+)
+from glasspoint.l2.lease import Lease
 from glasspoint.l2.schema import GRANTS
 from glasspoint.model.ages import age_as_text, parse_age
 from glasspoint.savers import retention
@@ -225,6 +232,87 @@ async def test_a_run_that_lost_its_lease_ends_after_the_batch_under_way(
     async with open_saver(database, redis_url, Stalled, retention=MONTH, telemetry=telemetry):
         await until(lambda: counts(registry, "glasspoint_retention_runs_total", "result")["lost"] >= 1)
         assert not counts(registry, "glasspoint_retention_runs_total", "result")["succeeded"]
+
+
+async def held_until(database: str) -> datetime:
+    [(until_,)] = await execute(database, "SELECT until FROM glasspoint_retention")
+    assert isinstance(until_, datetime)
+    return until_
+
+
+async def test_a_long_run_renews_its_lease_until_another_process_has_it(
+    database: str, redis_url: str, registry: CollectorRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retention, "LEASE_SECONDS", 2.0)
+    log: list[str] = []
+    async with open_saver(database, redis_url) as saver:
+        await old_thread(saver)
+    telemetry = create_telemetry(registry=registry)
+    async with watched(database, redis_url, log, "a", held=True, telemetry=telemetry) as saver:
+        await until(lambda: log)
+        begun = await held_until(database)
+
+        async def is_renewed() -> bool:
+            return await held_until(database) > begun
+
+        await until(is_renewed)
+        await execute(database, "UPDATE glasspoint_retention SET holder = 'another'")
+        await until(lambda: saver._retention._held_until == 0.0)
+        saver.goes_on.set()
+        await until(lambda: runs(registry) == {"lost": 1})
+
+
+async def test_a_run_whose_lease_another_process_has_at_its_end_does_not_say_when_it_succeeded(
+    database: str, redis_url: str, registry: CollectorRegistry
+) -> None:
+    log: list[str] = []
+    telemetry = create_telemetry(registry=registry)
+    async with watched(database, redis_url, log, "a", held=True, telemetry=telemetry) as saver:
+        await until(lambda: log)
+        await execute(
+            database, "UPDATE glasspoint_retention SET holder = 'b', until = now() + interval '1 h'"
+        )
+        saver.goes_on.set()
+        await until(lambda: runs(registry) == {"succeeded": 1})
+        assert not saver.status.retention_succeeded_at
+
+
+async def test_an_error_that_nobody_foresaw_is_reported_and_the_next_run_is_made(
+    database: str, redis_url: str, registry: CollectorRegistry
+) -> None:
+    class Failing(Pruning):
+        runs = 0
+
+        async def _prune_for_retention(self, age: timedelta, on_batch: Any) -> Any:
+            Failing.runs += 1
+            if Failing.runs == 1:
+                raise LookupError("nobody foresaw it")
+            return await super()._prune_for_retention(age, on_batch)
+
+    telemetry = create_telemetry(registry=registry)
+    async with open_saver(database, redis_url, Failing, retention=MONTH, telemetry=telemetry):
+        await until(lambda: runs(registry) == {"failed": 1, "succeeded": 1})
+    assert counts(registry, "glasspoint_background_task_failures_total", "task")["retention"] == 1
+
+
+@pytest.mark.parametrize("error", [L2UnavailableError("gone"), SchemaError("There is no table for it.")])
+async def test_while_it_is_not_known_whether_a_run_is_due_an_alert_is_possible(
+    database: str,
+    redis_url: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    error: Exception,
+) -> None:
+    async def claim(self: Lease, *args: object, **options: object) -> None:
+        raise error
+
+    monkeypatch.setattr(Lease, "claim", claim)
+    async with open_saver(database, redis_url, retention=MONTH) as saver:
+        assert saver._retention is not None
+        for _ in range(3):
+            await saver._retention.round()
+        assert saver.status.retention_succeeded_at == 0.0
+    assert caplog.text.count("old checkpoints are not removed") == isinstance(error, SchemaError)
 
 
 async def test_a_run_that_fails_is_counted_and_tried_again(
