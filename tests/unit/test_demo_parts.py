@@ -18,12 +18,13 @@ from prometheus_client import CollectorRegistry, Counter
 from rich.console import Console
 
 from glasspoint import Telemetry
+from glasspoint.demo import dashboard, page_calls
 from glasspoint.demo.conversation import build_conversation, say
 from glasspoint.demo.model import SUMMARY_PROMPT, RecallingChatModel, choose_chat_model
 from glasspoint.demo.page import open_browser
 from glasspoint.demo.page_calls import PageCalls
 from glasspoint.demo.telemetry import CounterWatch, Moved, SpanCollector
-from glasspoint.demo.traffic import _NAMES
+from glasspoint.demo.traffic import _NAMES, Tally
 from glasspoint.errors import ConfigurationError, GlasspointError
 from glasspoint.telemetry.metrics import Metrics
 from steps import until
@@ -55,6 +56,9 @@ NEVER_TOLD = "이름을 아직 말씀해 주지 않으셨어요."
         # What the model itself once said is no source: it would cover up a lost state.
         ([AIMessage("내 이름은 철수야"), ASKED], NEVER_TOLD),
         ([SystemMessage(SUMMARY_PROMPT), TOLD], "사용자의 이름은 철수."),
+        ([SystemMessage(SUMMARY_PROMPT), HumanMessage("안녕")], "이름은 아직 모름."),
+        ([SystemMessage(SUMMARY_PROMPT), HumanMessage("hello")], "No name was given yet."),
+        ([HumanMessage("my name is Bob"), HumanMessage("nice weather")], "I am listening, Bob."),
     ],
 )
 def test_the_model_answers_from_the_messages_it_is_given_and_nothing_else(
@@ -112,6 +116,52 @@ def test_without_langchain_a_named_model_is_an_error_that_says_what_to_install(
     monkeypatch.setenv("GLASSPOINT_DEMO_MODEL", "somebody:large")
     with pytest.raises(ConfigurationError, match="pip install langchain"):
         choose_chat_model()
+
+
+def test_a_named_model_that_does_not_exist_is_an_error_in_the_words_of_its_provider(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    chat_models = ModuleType("langchain.chat_models")
+
+    def init_chat_model(name: str) -> RecallingChatModel:
+        raise ValueError(f"nobody provides {name}")
+
+    chat_models.init_chat_model = init_chat_model  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "langchain", ModuleType("langchain"))
+    monkeypatch.setitem(sys.modules, "langchain.chat_models", chat_models)
+    monkeypatch.setenv("GLASSPOINT_DEMO_MODEL", "somebody:large")
+    with pytest.raises(ConfigurationError, match="gives no chat model: nobody provides somebody:large"):
+        choose_chat_model()
+
+
+async def test_in_a_terminal_the_traffic_is_a_table_that_says_what_went_wrong(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(dashboard, "_REFRESH_SECONDS", 0.01)
+    registry, tally, warnings = CollectorRegistry(), Tally(), list[str]()
+    telemetry = Telemetry("default", (Metrics("default", registry),))
+    out = StringIO()
+    console = Console(file=out, force_terminal=True, color_system=None, width=200)
+    watching = asyncio.create_task(dashboard.watch_traffic(console, registry, tally, warnings))
+
+    def shows(*texts: str) -> bool:
+        if watching.done():
+            watching.result()
+        newest = out.getvalue().rpartition("turns ")[2]
+        return all(text in newest for text in texts)
+
+    await until(lambda: shows("0 turns", "– (no reads)", "put_writes"))
+    assert "–" in out.getvalue(), "nothing is known of the percentiles of what nobody has done"
+    with telemetry.operation("get_tuple", None) as operation:
+        operation.l1_result = "hit"
+    tally.turns, tally.begun_anew, tally.forgotten, tally.failed = 3, 1, 2, 4
+    tally.last_error = "OperationalError"
+    warnings.append("Redis does not answer")
+    await until(lambda: shows("3 turns", "100% (hit 1)", "Redis does not answer"))
+    await until(lambda: shows("1 began anew", "2 names FORGOTTEN", "4 failed, last: OperationalError"))
+    watching.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await watching
 
 
 def test_only_counters_that_moved_are_told() -> None:
@@ -218,3 +268,30 @@ def test_a_call_that_the_end_of_the_demo_cuts_off_is_told_so() -> None:
 
     asyncio.run(demo())
     assert answers.get(timeout=10) == "The demo ends."
+
+
+async def test_a_caller_that_leaves_is_not_told_that_the_demo_ends() -> None:
+    calls = PageCalls("Not yet.")
+    calls.open()
+    caller = asyncio.create_task(calls.run(lambda: asyncio.sleep(3600)))
+    await until(lambda: len(asyncio.all_tasks()) > 2)  # the call is under way
+    caller.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await caller
+
+
+async def test_a_call_that_takes_too_long_and_one_after_the_end_of_the_loop_are_told_so(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    calls = PageCalls("Not yet.")
+    calls.open()
+    monkeypatch.setattr(page_calls, "_LONGEST_SECONDS", 0.01)
+    with pytest.raises(GlasspointError, match="did not do it in time"):
+        await calls.run(lambda: asyncio.sleep(3600))
+
+    async def open_elsewhere() -> None:
+        calls.open()
+
+    await asyncio.to_thread(asyncio.run, open_elsewhere())
+    with pytest.raises(GlasspointError, match=r"^The demo ends\.$"):
+        await calls.run(lambda: asyncio.sleep(0))

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
+
 from hypothesis import given
 from hypothesis import strategies as st
 
-from glasspoint.model.lineage import branch_of, from_fork, name_apart
+from glasspoint.fallback.draining import _moved, _with
+from glasspoint.model.codec import PendingWrites
+from glasspoint.model.lineage import SetAside, branch_of, from_fork, name_apart
+from glasspoint.model.scope import Scope
 from states import numbered_id
 
 # Namespace -> checkpoints that the tier has made, by number. What it has not made is older than all of those.
@@ -37,3 +42,12 @@ def test_the_name_stays_as_the_branch_grows(
 
     before, after = name(seen), name(30)
     assert before in (None, after)
+
+
+def test_what_is_set_aside_moves_with_its_writes_and_its_metadata_are_marked_and_else_unchanged() -> None:
+    aside = SetAside("42", "42 (set aside)", datetime(2026, 1, 1, tzinfo=UTC))
+    writes = PendingWrites(Scope("42", "sub"), numbered_id(7), [])
+    assert _moved(writes, aside) == PendingWrites(Scope("42 (set aside)", "sub"), numbered_id(7), [])
+    assert _with('{"n": 1.0e2}', {"x": 1}) == '{"n": 1.0e2, "x": 1}'
+    assert _with("{}", {"x": 1}) == '{"x": 1}'
+    assert _with("", {"x": 1}) == ""

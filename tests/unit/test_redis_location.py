@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from redis import Redis as SyncRedis
 from redis.asyncio import Redis, RedisCluster
 from redis.asyncio.connection import Connection, SSLConnection
-from redis.asyncio.sentinel import SentinelManagedSSLConnection
+from redis.asyncio.sentinel import Sentinel, SentinelManagedSSLConnection
 
 from glasspoint.errors import ConfigurationError
 from glasspoint.model.option_types import RedisMode
-from glasspoint.redis.client import address_of, database_of, open_redis
+from glasspoint.redis.client import address_of, check_redis, database_of, look_again, open_redis
 from glasspoint.redis.location import locate
 from glasspoint.redis.sentinels import SentinelPool
 
@@ -153,3 +154,17 @@ def test_a_url_that_cannot_be_used_is_said_without_the_password(url: str, said: 
 def test_a_location_shows_no_password() -> None:
     location = locate(f"redis+sentinel://u:{SECRET}@h/main?sentinel_password={SECRET}")
     assert SECRET not in repr(location)
+
+
+async def test_a_client_of_redis_py_s_own_sentinels_is_followed_by_reconnecting() -> None:
+    """Of a client that the caller brings. Its pool names the master when it has connected."""
+    redis = Sentinel([("127.0.0.1", 1)]).master_for("mine")
+    assert address_of(redis) == (None, None)
+    redis.connection_pool.master_address = ("redis-0", 6379)
+    assert address_of(redis) == ("redis-0", 6379)
+    assert await look_again(redis)
+
+
+def test_what_is_no_asynchronous_client_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match=r"must be a redis\.asyncio\.Redis .*, not redis\.client"):
+        check_redis(SyncRedis())

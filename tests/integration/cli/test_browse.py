@@ -145,6 +145,9 @@ def test_a_history_is_told_branch_by_branch(filled: dict[str, str]) -> None:
     assert (found["checkpoints"], found["shown"]) == (len(parents), len(parents))
     assert {each["checkpoint_ns"].partition(":")[0] for each in found["namespaces"]} == {"", "asks", "keeps"}
     assert sum(each["interrupts"] for branch in found["branches"] for each in branch["checkpoints"]) == 2
+    newest, other = branches[0][0], branches[1][0]
+    apart = as_json("diff", "forked", newest, other, **filled)["relation"]
+    assert (apart["kind"], apart["common"]) == ("branches", found["branches"][1]["goes_on_from"])
     shown = glasspoint("history", "forked", "--limit", "2", **filled).stdout
     assert "older checkpoints are not shown" in shown
     subgraph = next(each for each in found["namespaces"] if each["checkpoint_ns"].startswith("asks:"))

@@ -197,6 +197,19 @@ def test_a_process_that_answers_anew_says_so_until_there_are_rates(is_restart: b
     )
 
 
+def test_what_waits_and_savers_that_differ_are_shown() -> None:
+    differing, empty = Worker("orders", "chat"), Worker()
+    differing.open("orders", breaker="closed", journal_pending=12, quarantined=lambda: 3)
+    differing.open("chat", tier="redis")
+    empty.call("get_tuple")  # all its savers are closed
+    with working(differing, lambda worker: None) as one, working(empty, lambda worker: None) as two:
+        text = " ".join(read(one, two).split())
+        nothing = " ".join(read(two).split())
+    assert "tiers cached 1×, redis 1×" in text
+    assert "12 in the journal · 3 quarantined" in text
+    assert "no saver is open" in nothing
+
+
 def test_calls_that_fail_are_shown() -> None:
     with working(opened(), lambda worker: worker.fail("put")) as url:
         text = read(url)

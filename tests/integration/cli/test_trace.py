@@ -34,6 +34,7 @@ from glasspoint.telemetry.redacting import RedactingExporter
 from glasspoint.telemetry.thread_ids import ThreadIds
 from glasspoint.trace import files
 from glasspoint.trace.conversation import Conversation, conversation_from, walk
+from glasspoint.trace.facts import moment
 from glasspoint.trace.otlp import parse_json, spans_of
 from glasspoint.trace.page import page_of
 from recorded import START, THREAD, line, read, request, span, turn
@@ -314,9 +315,14 @@ def test_a_file_without_spans_is_told_from_one_without_the_conversation(content:
         from_files(THREAD, [write(tmp_path, content)])
 
 
-def test_other_conversations_are_named_when_one_is_not_found(tmp_path: Path) -> None:
+def test_other_conversations_are_named_when_one_is_not_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = write(tmp_path, *(line(turn(n, trace=n, thread=f"thread {n}")) for n in range(1, 8)))
     with pytest.raises(TraceNotFoundError, match=r"There are others: thread 7, thread 6, .*thread 3, …"):
+        from_files(THREAD, [path])
+    monkeypatch.setattr(files, "_KEPT_NAMES", 2)
+    with pytest.raises(TraceNotFoundError, match=r"There are others: thread 7, thread 6(?!,)"):
         from_files(THREAD, [path])
 
 
@@ -434,6 +440,29 @@ def test_ids_are_read_as_digits_and_as_base64() -> None:
     )
     (found,) = spans_of(request(span("a", 1) | {"traceId": "ABCDEF" + "0" * 26}))
     assert found.trace_id == "abcdef" + "0" * 26
+    (found,) = spans_of(request(span("a", 1) | {"parentSpanId": "not base64!!"}))
+    assert found.parent_id == ""
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [{"traceId": "0" * 32}, {"spanId": "no digits"}, {"spanId": None}, {"startTimeUnixNano": "soon"}],
+)
+def test_a_span_without_an_id_or_a_beginning_is_left_out_and_the_others_are_not(odd: dict[str, Any]) -> None:
+    assert [each.name for each in spans_of(request(span("odd", 1) | odd, span("b", 2)))] == ["b"]
+
+
+def test_numbers_are_read_as_text_and_as_numbers_and_what_is_no_value_is_none() -> None:
+    values: dict[str, Any] = {
+        "as text": {"intValue": "-7"}, "as number": {"intValue": 7}, "odd": {"intValue": {}}, "none": {},
+        "bytes": {"bytesValue": "aGk="}, "nobody knows": {"newValue": []},
+    }  # fmt: skip
+    pairs = [{"key": key, "value": value} for key, value in values.items()]
+    (found,) = spans_of(request(span("a", 1) | {"attributes": pairs, "startTimeUnixNano": 1.5e18}))
+    assert found.start == 1_500_000_000_000_000_000
+    assert found.attributes == {
+        "as text": -7, "as number": 7, "odd": None, "none": None, "bytes": "aGk=", "nobody knows": None,
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", ["arrayValue", "kvlistValue"])
@@ -558,6 +587,49 @@ def test_what_failed_and_what_happened_is_said() -> None:
     assert re.search(
         r"^failed +4 spans: invoke_agent concierge \(turn 1\), look_up \(turn 1\), 2 ×", printed, re.MULTILINE
     )
+
+
+def test_without_turns_the_newest_traces_are_shown() -> None:
+    made = conversation(*(read(n, trace=n, at=n * 1000) for n in (1, 2, 3)))
+    printed = shown(made, last=2)
+    assert len(re.findall(r"^── outside of turns", printed, re.MULTILINE)) == 2
+    assert "the last 2 of 3" in printed
+
+
+def test_a_turn_goes_on_from_another_one_once_and_never_from_itself() -> None:
+    links = ((1, 1), (1, 1), (2, 2))
+    _, second = conversation(turn(1, trace=1), turn(2, trace=2, at=1000, links=links)).turns
+    assert [each.trace_id for each in second.origins] == [f"{1:032x}"]
+
+
+def test_the_page_says_what_spans_call_the_conversation_and_cuts_off_long_values() -> None:
+    hashed = hashlib.sha256(THREAD.encode()).hexdigest()[:16]
+    made = conversation(turn(1, trace=1, thread=hashed, note="x" * 12_000))
+    page = page_of(made, made.turns)
+    assert f"On its spans, the conversation is called {hashed}." in page
+    assert "… (2,000 more characters)" in page
+
+
+def test_a_time_that_no_calendar_has_is_a_question_mark() -> None:
+    assert moment(2**63 * 10**9) == "?"
+
+
+def test_what_a_model_and_a_tool_have_done_is_said_and_how_long_what_took_minutes() -> None:
+    tokens: dict[str, Any] = {"gen_ai__usage__input_tokens": 12, "gen_ai__response__model": "m-1"}
+    made = conversation(
+        turn(1, trace=1, took=90_000),
+        span("chat", 2, trace=1, parent=1, gen_ai__operation__name="chat", took=60_000, **tokens),
+        span("look_up", 3, trace=1, parent=1, gen_ai__operation__name="execute_tool"),
+        read(4, trace=1, parent=1, at=1, took=3000, served_by="l2"),
+        span("checkpoint.l1.read", 5, trace=1, parent=4, at=1, took=1500),
+        span("checkpoint.l2.select", 6, trace=1, parent=4, at=1600, took=1200),
+        read(7, trace=1, parent=1, at=5, failed=True) | {"attributes": []},
+    )
+    printed = shown(made, columns=140)
+    assert "m-1  12 → ? tokens" in printed
+    assert "1 min 30 s" in printed
+    assert "L1 1.50 s · L2 1.20 s" in printed
+    assert "from" not in printed.split("get_tuple")[-1].splitlines()[0], "a read that failed has no server"
 
 
 def test_the_last_turns_keep_their_numbers_and_what_came_after_them() -> None:

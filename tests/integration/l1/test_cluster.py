@@ -7,18 +7,22 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any
+from urllib.parse import urlsplit
 
 import psycopg
 import pytest
 from prometheus_client import CollectorRegistry
 from redis.asyncio import RedisCluster
+from redis.exceptions import ConnectionError as RedisConnectionError
 
 from glasspoint import CachedPostgresSaver, create_telemetry
 from glasspoint.embedded import EmbeddedRedis
 from glasspoint.errors import L1Error
 from glasspoint.l1.cluster import CLUSTER, ClusterCache
+from glasspoint.model.scope import Scope
+from glasspoint.redis.faults import NeverTheCacheError
 from glasspoint.redis.permissions import CLUSTER_COMMANDS, COMMANDS
-from glasspoint.redis.topology import Address, View
+from glasspoint.redis.topology import Address, Topology, View
 from places import DOCS
 from recorder import Recorder
 from redis_nodes import OPTIONS, Nodes, slot_of
@@ -113,6 +117,33 @@ async def test_a_single_entry_names_the_reign_of_its_master(database: str, nodes
         assert not await one.hits(thread)
         assert await until(lambda: one.hits(thread))
         assert nodes.ask(master, "HGET", key.decode(), "reign").decode() == reign
+
+
+async def test_entries_are_audited_refused_and_taken_back_as_on_one_server(
+    database: str, nodes: Nodes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    thread, scope = Thread("a"), Scope("a", "")
+    async with watched(database, nodes, audit_ratio=1.0) as one:
+        await thread.put(one.saver)
+        await warm(one, thread)
+        await until(lambda: counts(one.registry, "glasspoint_l1_audits_total", "verdict")["consistent"])
+
+        # An intent is taken back: nothing has changed, and the entry is still there.
+        intent = await one.cluster.begin(scope)
+        assert not await one.hits(thread)
+        assert await one.cluster.abort(intent)
+        assert await until(lambda: one.hits(thread))
+
+        # An image that the serializer cannot read is removed, and PostgreSQL answers.
+        class Unreadable(type(one.saver.serde)):  # type: ignore[misc]
+            def loads_typed(self, data: Any) -> Any:
+                monkeypatch.undo()
+                raise ValueError("encrypted with another key")
+
+        monkeypatch.setattr(one.saver, "serde", Unreadable())
+        assert not await one.hits(thread)
+        assert one.reads["incomplete"] == 1
+        assert await until(lambda: one.hits(thread))
 
 
 def threads_of(nodes: Nodes, *, each: int = 2) -> dict[int, list[Thread]]:
@@ -817,3 +848,15 @@ async def test_a_crowd_opens_at_most_64_connections_to_each_master(database: str
             await asyncio.gather(*(thread.turn(one.saver) for thread in threads))
         for server in nodes.masters():
             assert 1 <= connections(server) - before[server.port] <= 64
+
+
+async def test_nodes_that_do_not_answer_are_told_apart_from_one_that_is_in_no_cluster(redis_url: str) -> None:
+    topology = Topology(RedisCluster(host="127.0.0.1", port=1), timeout_seconds=1.0)
+    assert [type(each) for each in (await topology.survey()).values()] == [RedisConnectionError]
+    with pytest.raises(RedisConnectionError):
+        await topology.look()
+    port = int(urlsplit(redis_url).port or 0)
+    topology = Topology(RedisCluster(host="127.0.0.1", port=port), timeout_seconds=5.0)
+    with pytest.raises(NeverTheCacheError, match="not in a cluster"):
+        await topology.look()
+    await topology.close()

@@ -11,6 +11,7 @@ import pytest
 
 from glasspoint.embedded import EmbeddedPostgres
 from glasspoint.errors import ConfigurationError
+from glasspoint.l2 import target as target_module
 from glasspoint.l2.target import Target, fallback_secret
 
 VARIABLES = ("PGHOST", "PGHOSTADDR", "PGPORT", "PGDATABASE", "PGUSER", "PGPASSWORD", "PGOPTIONS", "PGSERVICE")
@@ -92,6 +93,20 @@ def test_a_service_file_is_read_for_the_environment_and_for_the_connection_strin
     )
     monkeypatch.setenv("PGSERVICE", "prod")
     assert Target.of("user=me") == named
+
+
+def test_a_service_of_the_system_is_read_where_the_user_s_file_does_not_have_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("PGSYSCONFDIR", str(tmp_path))
+    (tmp_path / "pg_service.conf").write_text("[of-the-system]\nhost=db.example\n")
+    file = tmp_path / "services"
+    monkeypatch.setenv("PGSERVICEFILE", str(file))
+    for text in None, "no section", "[another]\nhost=other.example\n":
+        if text is not None:
+            file.write_text(text)
+        assert target_module._of_service("of-the-system") == {"host": "db.example"}
+        assert target_module._of_service("nobody") == {}
 
 
 def test_the_target_is_what_libpq_connects_to(

@@ -638,11 +638,16 @@ async def test_what_is_kept_of_turns_is_bounded(registry: CollectorRegistry) -> 
     conversation, last = shown
     assert (len(last.spans), last.is_turn) == (301, True)
     assert "700 spans were left out" in conversation.remarks[0]
-    for thread in range(200):
-        kept.add(span(f"{10**9 + thread:032x}", 0, f"big-{thread}", filling=500))
-    assert kept.bytes <= 16 * 2**20
-    assert kept.all()[-1]["thread"] == "big-199"
+    kept.changed()
+    for thread in range(40):
+        kept.add(span(f"{10**9 + thread:032x}", 0, f"big-{thread}", filling=2000))
+    assert 15 * 2**20 < kept.bytes <= 16 * 2**20
+    found = kept.all()
+    assert found[-1]["thread"] == "big-39"
+    assert len(found) < 40, "fewer conversations than the bound of their number: the bytes were too many"
+    assert {each["thread"] for each in kept.changed()} == {each["thread"] for each in found}
     kept.close()
+    kept.add(span("f" * 32, 0, "t-59"))
     assert (kept.all(), kept.bytes) == ([], 0)
 
 
@@ -682,6 +687,11 @@ def test_single_calls_take_no_turn_s_place_and_what_somebody_asks_for_is_always_
         kept.begins(f"{2000:032x}")
     assert kept.is_kept(f"{2000:032x}")
     assert sum(kept.is_kept(f"{number:032x}") for number in range(1000)) <= 4
+    with certainly_kept():
+        for number in range(2000, 4000):
+            kept.begins(f"{number:032x}")
+            kept.begins(f"{number:032x}")
+    assert sum(kept.is_kept(f"{number:032x}") for number in range(4000)) == 1000, "and yet bounded"
 
 
 async def test_while_calls_are_many_each_turn_is_there_with_its_spans(
