@@ -6,8 +6,6 @@ import json
 import os
 import re
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from types import SimpleNamespace
 
@@ -16,6 +14,7 @@ import pytest
 from langgraph.checkpoint.base import BaseCheckpointSaver
 from opentelemetry.sdk.trace import TracerProvider
 
+import preforked
 from as_langgraph_server import load
 from command_line import environment
 from otlp import Collector, Span, collecting
@@ -25,32 +24,37 @@ EXAMPLES = ROOT / "examples"
 SERVER = EXAMPLES / "langgraph_server"
 
 
+# As with `python -W error::ResourceWarning -m uvicorn`.
+UVICORN = """
+import runpy, warnings
+warnings.simplefilter("error", ResourceWarning)
+runpy.run_module("uvicorn", run_name="__main__", alter_sys=True)
+"""
+
+
 @pytest.fixture
 def app(database: str, redis_url: str) -> Iterator[httpx.Client]:
     """A client of examples/fastapi_app.py, served by uvicorn in a process of its own."""
-    server = subprocess.Popen(
-        [
-            *(sys.executable, "-W", "error::ResourceWarning", "-m", "uvicorn"),
-            *("--app-dir", str(EXAMPLES), "--port", "0", "fastapi_app:app"),
-        ],
+    with preforked.Popen(
+        UVICORN,
+        *("--app-dir", str(EXAMPLES), "--port", "0", "fastapi_app:app"),
         env={**os.environ, "POSTGRES_URL": database, "REDIS_URL": redis_url},
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert server.stderr is not None
-    said = []
-    try:
-        for line in server.stderr:
-            said.append(line)
-            if address := re.search(r"http://127\.0\.0\.1:\d+", line):
-                break
-        else:
-            pytest.fail("".join(said))
-        with httpx.Client(base_url=address[0], timeout=30) as client:
-            yield client
-    finally:
-        server.send_signal(signal.SIGTERM)
-        _, rest = server.communicate(timeout=30)
+        source=preforked.of_libraries(),
+    ) as server:
+        assert server.stderr is not None
+        said = []
+        try:
+            for line in server.stderr:
+                said.append(line)
+                if address := re.search(r"http://127\.0\.0\.1:\d+", line):
+                    break
+            else:
+                pytest.fail("".join(said))
+            with httpx.Client(base_url=address[0], timeout=30) as client:
+                yield client
+        finally:
+            server.send_signal(signal.SIGTERM)
+            _, rest = server.communicate(timeout=30)
     # uvicorn ends with the signal that it was sent, after its shutdown.
     assert server.returncode in (0, -signal.SIGTERM)
     assert "Application shutdown complete" in rest
@@ -117,16 +121,13 @@ def run_as_langgraph_server(
         The spans, by trace, in the order of the traces' first spans.
     """
     variables |= {"POSTGRES_URL": database, "REDIS_URL": redis_url}
-    done = subprocess.run(
-        [
-            *(sys.executable, str(SUPPORT / "as_langgraph_server.py"), str(SERVER), graph, "42"),
-            *("내 이름은 철수야", "내 이름이 뭐라고 했지?"),
-        ],
+    path = str(SUPPORT / "as_langgraph_server.py")
+    done = preforked.run(
+        f"import runpy; runpy.run_path({path!r}, run_name='__main__')",
+        *(str(SERVER), graph, "42", "내 이름은 철수야", "내 이름이 뭐라고 했지?"),
         env=environment(**variables, OTEL_EXPORTER_OTLP_ENDPOINT=collector.url),
-        capture_output=True,
-        text=True,
-        check=False,
         timeout=60,
+        source=preforked.of_libraries(),
     )
     assert done.returncode == -signal.SIGTERM, done.stderr
     assert done.stdout.splitlines()[1] == "철수라고 하셨어요."

@@ -7,8 +7,6 @@ is a kind of the Prometheus operator, without a schema here, so it is held again
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
 from collections.abc import Iterator
 from typing import Any, get_args
 
@@ -18,6 +16,7 @@ import pytest
 import yaml
 from prometheus_client import CollectorRegistry
 
+import preforked
 from command_line import environment, glasspoint
 from glasspoint import Settings
 from glasspoint.redis.location import Kind, locate
@@ -140,17 +139,9 @@ def test_the_commands_of_the_jobs_work(empty_database: str, redis_url: str) -> N
 def test_the_application_is_the_one_of_the_examples() -> None:
     [deployment] = of_kind("Deployment")
     command = deployment["spec"]["template"]["spec"]["containers"][0]["command"]
-    program = (
-        f"import {command[-1].partition(':')[0]} as example; print(example.{command[-1].partition(':')[2]})"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", program],
-        env=environment(PYTHONPATH=f"{ROOT / 'examples'}:{ROOT / 'src'}"),
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    module, _, app = command[-1].partition(":")
+    program = f"import {module} as example; print(example.{app})"
+    done = preforked.run(program, env=environment(), cwd=ROOT / "examples", timeout=60)
     assert done.returncode == 0, done.stderr
 
 

@@ -184,14 +184,9 @@ def test_the_list_of_commands_is_whole(columns: str) -> None:
 
 def test_the_package_can_be_run_as_a_module() -> None:
     for module in ("glasspoint", "glasspoint.cli.main"):
-        ended = subprocess.run(
-            [sys.executable, "-m", module, "--help"],
-            env=environment(),
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
+        as_python_does = f"import runpy; runpy.run_module({module!r}, run_name='__main__', alter_sys=True)"
+        source = preforked.of_libraries()
+        ended = preforked.run(as_python_does, "--help", env=environment(), timeout=60, source=source)
         assert ended.returncode == 0, ended.stderr
         assert ended.stdout.startswith("Usage: glasspoint [OPTIONS] COMMAND")
 

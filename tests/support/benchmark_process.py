@@ -41,6 +41,7 @@ def _run_a_part(argv: list[str], **options: Any) -> subprocess.CompletedProcess[
     if (python, script) != (sys.executable, sys.argv[0]):
         return _run(argv, **options)
     reader, writer = os.pipe()
+    sys.stdout.flush()  # else the part says it, too
     if not (pid := os.fork()):
         os.dup2(writer, 1)
         sys.argv[1:] = arguments

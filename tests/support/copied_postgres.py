@@ -122,5 +122,6 @@ def _files(origin: str) -> Path:
         if not files.exists():
             with _Made() as server:
                 server.stop()
-                server.directory.joinpath("data").rename(files)
+                # Perhaps to another device, and with their owner.
+                subprocess.run(["mv", server.directory / "data", files], check=True)
     return files

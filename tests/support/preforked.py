@@ -7,6 +7,8 @@ is missing is its beginning. A test of what happens while Python starts or Glass
 those variables, `source_with` makes one that they are forked off. A test of what importing Glasspoint does
 takes `of_libraries`, whose processes have only what others wrote.
 
+Its servers work where those of the tests do, unless it is told a `TMPDIR`.
+
 It ends as any does: threads are joined, `atexit` runs, and what the program has made is destroyed. The
 modules that all share are not, which would take a tenth of a second. A test of how a process ends asks for
 that, too (`is_taken_down`).
@@ -332,7 +334,7 @@ class Source:
             each.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _LARGEST)
         path = os.pathsep.join([str(_TESTS), *sys.path])
         self._process = subprocess.Popen(
-            [sys.executable, str(Path(__file__)), str(theirs.fileno()), imports],
+            [sys.executable, str(Path(__file__)), str(theirs.fileno()), imports, tempfile.tempdir or ""],
             env={**os.environ, "PYTHONUTF8": "1", "PYTHONPATH": path, **variables},
             pass_fds=[theirs.fileno()],
             stdin=subprocess.DEVNULL,
@@ -475,6 +477,8 @@ def _obey(order: dict[str, Any]) -> None:
     os.environ.clear()
     os.environ.update(order["env"])
     os.chdir(order["cwd"])
+    if "TMPDIR" in order["env"]:
+        tempfile.tempdir = None
     sys.argv = ["-c", *order["args"]]
     sys.path[0] = ""
     sys.modules["__main__"] = main = ModuleType("__main__")
@@ -510,6 +514,7 @@ def _end(status: object) -> None:
 if __name__ == "__main__":
     with socket.socket(fileno=int(sys.argv[1])) as _orders:
         {"all": _import_all, "libraries": _import_libraries}[sys.argv[2]]()
+        tempfile.tempdir = sys.argv[3] or None
         gc.collect()
         gc.freeze()
         if (_order := _serve(_orders)) is not None:

@@ -19,7 +19,6 @@ from prometheus_client import CollectorRegistry
 from psycopg import sql
 from redis.asyncio import Redis
 
-import dice
 from glasspoint import CachedPostgresSaver
 from glasspoint.embedded import EmbeddedPostgres, EmbeddedRedis
 from glasspoint.fallback import factory
@@ -247,6 +246,8 @@ async def until(condition: Callable[[], Awaitable[Any] | Any], *, seconds: float
 
 def seeded_dice() -> random.Random:
     """The same dice in every run; with EXPLORE=1 others, which a failing test's TEST_SEED brings back."""
+    import dice  # imports Hypothesis and all of Glasspoint, which processes of tests need not wait for
+
     sys.stdout.write(f"TEST_SEED={dice.SEED}\n")
     return random.Random(dice.SEED)
 

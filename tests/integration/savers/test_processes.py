@@ -8,8 +8,7 @@ from __future__ import annotations
 import asyncio
 import os
 import re
-import subprocess
-import sys
+import signal
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -65,6 +64,13 @@ def in_a_child(work):
         sys.exit(0)
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
+"""
+
+# `python -m`, with the module's name and its arguments.
+AS_A_MODULE = """
+import runpy, sys
+sys.argv.pop(0)
+runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
 """
 
 SECONDS = 60
@@ -370,18 +376,14 @@ def test_a_process_ends_while_its_servers_do_not_answer(
     code = BEGINNING + (
         'saver = DOORS["cached"]().open()\nsaver.setup()\nprint("open", flush=True)\nsys.stdin.read()\n'
     )
-    with subprocess.Popen(
-        [sys.executable, "-c", code],
-        env={**os.environ, "POSTGRES_URL": url, "REDIS_URL": own_redis.url},
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as process:
+    with preforked.Popen(code, env=environment_of(url, own_redis.url), has_stdin=True) as process:
+        assert process.stdin is not None
         assert process.stdout is not None
         assert process.stdout.readline() == "open\n"
         own_postgres.stop()
         own_redis.freeze()
         try:
+            process.stdin.close()
             process.communicate(timeout=SECONDS)
         finally:
             own_redis.thaw()
@@ -678,14 +680,11 @@ def application(environ, start_response):
 """,
         "utf-8",
     )
-    with subprocess.Popen(
-        [
-            *(sys.executable, "-m", "gunicorn", "--preload", "--no-control-socket", "--workers", "2"),
-            *("--chdir", str(tmp_path), "--bind", "127.0.0.1:0", "flask_like:application"),
-        ],
-        env={**os.environ, "POSTGRES_URL": tables, "REDIS_URL": redis_url},
-        stderr=subprocess.PIPE,
-        text=True,
+    options = ("--preload", "--no-control-socket", "--workers", "2")
+    with preforked.Popen(
+        AS_A_MODULE,
+        *("gunicorn", *options, "--chdir", str(tmp_path), "--bind", "127.0.0.1:0", "flask_like:application"),
+        env=environment_of(tables, redis_url),
     ) as server:
         assert server.stderr is not None
         said = []
@@ -702,7 +701,7 @@ def application(environ, start_response):
             assert {turn for turn, _ in answers} == {"1"}
             assert len({worker for _, worker in answers}) == 2
         finally:
-            server.terminate()
+            server.send_signal(signal.SIGTERM)
             _, rest = server.communicate(timeout=20)  # it kills its workers after 30 s
         assert server.returncode == 0
         assert "SIGKILL" not in rest
@@ -712,9 +711,7 @@ def application(environ, start_response):
 # ------------------------------------------------------------------ Celery
 
 
-def test_celery_with_prefork_works_and_stops(
-    tables: str, own_redis: EmbeddedRedis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_celery_with_prefork_works_and_stops(tables: str, own_redis: EmbeddedRedis, tmp_path: Path) -> None:
     """Two children, forked from a worker whose module has opened a saver, and closes it nowhere."""
     (tmp_path / "celery_tasks.py").write_text(
         BEGINNING
@@ -736,15 +733,12 @@ def turn(thread_id):
 """,
         "utf-8",
     )
-    monkeypatch.setenv("POSTGRES_URL", tables)
-    monkeypatch.setenv("REDIS_URL", own_redis.url)
     options = ("--pool", "prefork", "--concurrency", "2", "--loglevel", "warning", "--without-mingle")
-    with subprocess.Popen(
-        [sys.executable, "-m", "celery", "-A", "celery_tasks", "worker", *options],
+    with preforked.Popen(
+        AS_A_MODULE,
+        *("celery", "-A", "celery_tasks", "worker", *options),
+        env=environment_of(tables, own_redis.url),
         cwd=tmp_path,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
     ) as worker:
         try:
             with Celery(broker=own_redis.url, backend=own_redis.url) as app:
@@ -755,8 +749,8 @@ def turn(thread_id):
             assert len(children) == 2
             assert worker.pid not in children
         finally:
-            worker.terminate()
-            said, _ = worker.communicate(timeout=30)
+            worker.send_signal(signal.SIGTERM)
+            said = "".join(worker.communicate(timeout=30))
         assert worker.returncode == 0, said
         assert "Traceback" not in said, said
 

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import subprocess
-import sys
+import os
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime, timedelta
@@ -23,6 +22,7 @@ from prometheus_client import CollectorRegistry
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
+import preforked
 from clusters import Cluster
 from conversations import execute
 from databases import with_tables
@@ -632,7 +632,8 @@ def test_a_saver_for_synchronous_callers_has_it_too(database: str, redis_url: st
 
 
 BEGINNING = """
-import asyncio, os, sys
+import asyncio, os, sys, warnings
+warnings.simplefilter("ignore", DeprecationWarning)  # it forks
 from glasspoint import CachedPostgresSaver
 from glasspoint.savers import retention
 from steps import until
@@ -647,11 +648,8 @@ def open_one(**options):
 """
 
 
-def start(script: str, database: str, redis_url: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", BEGINNING + script]
-    return subprocess.Popen(
-        [*command, database, redis_url], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+def start(script: str, database: str, redis_url: str) -> preforked.Popen:
+    return preforked.Popen(BEGINNING + script, database, redis_url, env=os.environ)
 
 
 STAYING = """
@@ -670,10 +668,9 @@ async def test_of_a_process_that_is_killed_in_the_middle_of_a_batch_another_goes
     async with open_saver(database, redis_url) as saver:
         await old_thread(saver)
     async with locked(database, "checkpoint_blobs") as waiter:
-        process = start(STAYING, database, redis_url)
-        await waiter()
-        process.kill()
-        process.communicate()
+        with start(STAYING, database, redis_url) as process:
+            await waiter()
+            process.kill()
     assert await lease_of(database) == (True, False)
     assert await rows(database) == 3
     async with open_saver(database, redis_url, retention=MONTH) as saver:
@@ -724,8 +721,8 @@ loop.run_until_complete(close())
 async def test_a_child_does_not_go_on_with_the_task_of_its_parent(database: str, redis_url: str) -> None:
     async with open_saver(database, redis_url):
         pass
-    process = await asyncio.to_thread(start, FORKED, database, redis_url)
-    _, said = await asyncio.to_thread(process.communicate, timeout=60)
+    with start(FORKED, database, redis_url) as process:
+        _, said = await asyncio.to_thread(process.communicate, timeout=60)
     assert process.returncode == 0, said
     assert "Traceback" not in said
 
@@ -764,8 +761,8 @@ async def test_the_end_of_a_loop_whose_saver_nobody_has_closed_ends_a_run_and_gi
 ) -> None:
     async with open_saver(database, redis_url):
         pass
-    process = await asyncio.to_thread(start, UNCLOSED, database, redis_url)
-    printed, said = await asyncio.to_thread(process.communicate, timeout=60)
+    with start(UNCLOSED, database, redis_url) as process:
+        printed, said = await asyncio.to_thread(process.communicate, timeout=60)
     assert (process.returncode, printed) == (0, "ended\n"), said
     assert await lease_of(database) == (False, False)
 

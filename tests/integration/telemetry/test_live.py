@@ -8,8 +8,6 @@ import os
 import re
 import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -24,6 +22,7 @@ import pytest
 from opentelemetry.sdk.trace import TracerProvider
 from prometheus_client import CollectorRegistry
 
+import preforked
 from glasspoint import Telemetry, configure_telemetry, conversation_turn, create_telemetry
 from glasspoint.model.scope import Scope
 from glasspoint.telemetry.events import (
@@ -44,7 +43,6 @@ from glasspoint.telemetry.live.turns import RecentTurns, certainly_kept, recent
 from glasspoint.telemetry.live.viewers import Viewer
 from glasspoint.trace.spans import Span
 from live import KINDS, Kind, Page, serving, serving_app
-from places import SRC
 from states import open_saver
 from steps import Thread, until
 
@@ -411,27 +409,26 @@ async def test_a_signal_ends_a_service_with_an_open_page(name: str, tmp_path: Pa
         "app.add_middleware(BaseHTTPMiddleware, dispatch=passing)\n"
         "app.mount('/telemetry', telemetry_app(live=True))\n"
     )
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        port = listening.getsockname()[1]
-        command = ["uvicorn", "service:app", "--fd", str(listening.fileno()), "--log-level", "error"]
-        service = subprocess.Popen(  # noqa: ASYNC220 - starting it takes no time
-            [sys.executable, "-m", *command],
-            cwd=tmp_path,
-            env={**os.environ, "PYTHONPATH": f"{SRC.parent}:{tmp_path}"},
-            pass_fds=[listening.fileno()],
-            stderr=subprocess.PIPE,
-        )
-    try:
-        page = Page(f"http://127.0.0.1:{port}/telemetry")  # the socket listens already
-        await until(lambda: page.of("figures"))
-        service.send_signal(getattr(signal, name))
-        _, said = await asyncio.to_thread(service.communicate, timeout=30)
-    finally:
-        service.kill()
+    code = """
+import runpy, socket, sys
+listening = socket.create_server(("127.0.0.1", 0))
+print(listening.getsockname()[1])
+sys.argv[1:] = ["service:app", "--fd", str(listening.fileno()), "--log-level", "error"]
+runpy.run_module("uvicorn", run_name="__main__", alter_sys=True)
+"""
+    with preforked.Popen(code, env=os.environ, cwd=tmp_path) as service:
+        assert service.stdout is not None
+        try:
+            page = Page(f"http://127.0.0.1:{int(service.stdout.readline())}/telemetry")
+            await until(lambda: page.of("figures"))
+            service.send_signal(getattr(signal, name))
+            _, said = await asyncio.to_thread(service.communicate, timeout=30)
+        finally:
+            service.kill()
     await until(lambda: page.is_over)
     assert page.newest("bye") == {"reason": "the server shuts down"}
     page.close()
-    assert b"Traceback" not in said, said.decode()
+    assert "Traceback" not in said, said
 
 
 def small_buffers(url: str) -> socket.socket:
@@ -512,7 +509,8 @@ with serve_telemetry(0, registry=registry, live=True) as server, Page(server.url
     assert os.waitpid(child, 0)[1] == 0
     assert receivers() == without + 1
 """
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+    ended = preforked.run(code, env=os.environ, timeout=60)
+    assert ended.returncode == 0, ended.stderr
 
 
 # -------------------------------------------------------------------- turns
