@@ -9,6 +9,8 @@ takes `of_libraries`, whose processes have only what others wrote.
 
 Its servers work where those of the tests do, unless it is told a `TMPDIR`.
 
+The processes of a run of the tests share the one that most are forked off.
+
 It ends as any does: threads are joined, `atexit` runs, and what the program has made is destroyed. The
 modules that all share are not, which would take a tenth of a second. A test of how a process ends asks for
 that, too (`is_taken_down`).
@@ -18,6 +20,7 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import fcntl
 import functools
 import gc
 import json
@@ -43,7 +46,8 @@ __all__ = ["Popen", "Process", "Source", "of_libraries", "run", "source_with", "
 
 # What is read while Python starts, or a module is imported.
 _READ_EARLY = re.compile(
-    r"PYTHON(?!PATH$|UTF8$|DONTWRITEBYTECODE$).*|OTEL_.*|prometheus_multiproc_dir", re.IGNORECASE
+    r"PYTHON(?!PATH$|UTF8$|DONTWRITEBYTECODE$).*|OTEL_(?!EXPORTER_OTLP_).*|prometheus_multiproc_dir",
+    re.IGNORECASE,
 )
 
 _TESTS = Path(__file__).parents[1]
@@ -320,37 +324,82 @@ def _ordered(
 
 
 class Source:
-    """The process that others are forked off; it ends with this one."""
+    """The process that others are forked off. It ends with this one, or with the last one that shares it."""
 
-    def __init__(self, variables: Mapping[str, str], imports: str = "all") -> None:
-        """Start it.
+    def __init__(self, orders: socket.socket, process: subprocess.Popen[bytes] | None) -> None:
+        """Args:
+        orders: Where it takes orders.
+        process: The process, if it is this one's alone.
+        """
+        orders.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _LARGEST)
+        self.orders = orders
+        self._process = process
+
+    @classmethod
+    def start(cls, variables: Mapping[str, str], imports: str = "all") -> Self:
+        """Start one.
 
         Args:
             variables: What it has in its environment beside what this process has.
             imports: What it imports: `all`, or `libraries`, and then nothing of Glasspoint.
         """
-        self.orders, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        for each in self.orders, theirs:
-            each.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _LARGEST)
-        path = os.pathsep.join([str(_TESTS), *sys.path])
-        self._process = subprocess.Popen(
-            [sys.executable, str(Path(__file__)), str(theirs.fileno()), imports, tempfile.tempdir or ""],
-            env={**os.environ, "PYTHONUTF8": "1", "PYTHONPATH": path, **variables},
-            pass_fds=[theirs.fileno()],
-            stdin=subprocess.DEVNULL,
-        )
-        theirs.close()
+        orders, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            return cls(orders, _start_source(theirs, variables, imports))
+
+    @classmethod
+    def of_a_run(cls, folder: Path, imports: str) -> Self:
+        """Take orders to the one of all processes of a run of the tests; start it, if there is none.
+
+        Args:
+            folder: Where these processes find it.
+            imports: See `start`.
+        """
+        path = folder / f"source of {imports}"
+        orders = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with path.with_suffix(".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            try:
+                orders.connect(str(path))
+            except (FileNotFoundError, ConnectionRefusedError):
+                path.unlink(missing_ok=True)
+                with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listening:
+                    listening.bind(str(path))
+                    listening.listen()
+                    process = _start_source(listening, {}, imports, path)
+                process.returncode = 0  # nobody waits for it: it may be needed for longer
+                orders.connect(str(path))
+        return cls(orders, None)
 
     def close(self) -> None:
-        """Let it end; those that were forked off go on."""
+        """Let it end, if nobody else needs it; those that were forked off go on."""
         self.orders.close()
-        self._process.wait()
+        if self._process is not None:
+            self._process.wait()
+
+
+def _start_source(
+    theirs: socket.socket, variables: Mapping[str, str], imports: str, path: Path | None = None
+) -> subprocess.Popen[bytes]:
+    """Start the process.
+
+    Args:
+        theirs: Where it takes orders; with a path, where others connect to it.
+    """
+    search = os.pathsep.join([str(_TESTS), *sys.path])
+    arguments = str(theirs.fileno()), imports, tempfile.tempdir or "", str(path or "")
+    return subprocess.Popen(
+        [sys.executable, str(Path(__file__)), *arguments],
+        env={**os.environ, "PYTHONUTF8": "1", "PYTHONPATH": search, **variables},
+        pass_fds=[theirs.fileno()],
+        stdin=subprocess.DEVNULL,
+    )
 
 
 @contextmanager
 def source_with(**variables: str) -> Iterator[Source]:
     """Start one whose processes have these variables while Python starts and modules are imported."""
-    source = Source(variables)
+    source = Source.start(variables)
     try:
         yield source
     finally:
@@ -373,16 +422,21 @@ def that_count_together(nothing: Path) -> Iterator[Source]:
 
 @functools.cache
 def of_libraries() -> Source:
-    """Start the one whose processes import Glasspoint themselves."""
-    source = Source({}, imports="libraries")
-    atexit.register(source.close)
-    return source
+    """Return the one whose processes import Glasspoint themselves."""
+    return _shared("libraries")
 
 
 @functools.cache
 def _source() -> Source:
-    """Start the one that most processes are forked off."""
-    source = Source({})
+    """Return the one that most processes are forked off."""
+    return _shared("all")
+
+
+def _shared(imports: str) -> Source:
+    from copied_postgres import FILES  # where the processes of a run find what they share
+
+    folder = os.environ.get(FILES)
+    source = Source.of_a_run(Path(folder), imports) if folder else Source.start({}, imports)
     atexit.register(source.close)
     return source
 
@@ -390,19 +444,34 @@ def _source() -> Source:
 # ------------------------------------------------------------------ in the process that others are forked off
 
 
-def _serve(orders: socket.socket) -> dict[str, Any] | None:
-    """Fork for each order. Return it in the process that has to obey, and None when there are no more."""
+def _serve(ours: socket.socket, path: str) -> dict[str, Any] | None:
+    """Fork for each order. Return it in the process that has to obey, and None when there are no more.
+
+    Args:
+        ours: Where orders come; with a path, where those connect who give them.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C meets everything in the terminal
+    listening = {ours} if path else set[socket.socket]()
+    served = {ours} - listening
     waiting: set[int] = set()
     while True:
+        orders = select.select([*listening, *served], [], [])[0][0]
+        if orders in listening:
+            served.add(orders.accept()[0])
+            continue
         message, files, *_ = socket.recv_fds(orders, _LARGEST, 4)
         waiting = {pid for pid in waiting if not os.waitpid(pid, os.WNOHANG)[0]}
         if not message:
-            return None
+            orders.close()
+            served.remove(orders)
+            if not served and _is_over(ours, path):
+                return None
+            continue
         if pid := os.fork():
             waiting.add(pid)
         else:
-            orders.close()
+            for each in listening | served:
+                each.close()
             if not (pid := os.fork()):
                 os.setsid()  # Ctrl-C meets the tests alone, and they end it
                 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -424,6 +493,22 @@ def _serve(orders: socket.socket) -> dict[str, Any] | None:
             os.kill(os.getpid(), signal.SIGKILL)
         for file in files:
             os.close(file)
+
+
+def _is_over(listening: socket.socket, path: str) -> bool:
+    """Tell whether nobody is on the way. From then on, whoever comes starts another one."""
+    if not path:
+        return True
+    try:
+        with Path(path).with_suffix(".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if select.select([listening], [], [], 0)[0]:
+                return False
+            Path(path).unlink()
+            listening.close()
+    except FileNotFoundError:
+        pass  # the run has ended
+    return True
 
 
 def _kill_unless_asked_for(asking: socket.socket, pid: int) -> None:
@@ -517,5 +602,5 @@ if __name__ == "__main__":
         tempfile.tempdir = sys.argv[3] or None
         gc.collect()
         gc.freeze()
-        if (_order := _serve(_orders)) is not None:
+        if (_order := _serve(_orders, sys.argv[4])) is not None:
             _obey(_order)

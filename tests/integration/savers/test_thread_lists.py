@@ -100,7 +100,8 @@ PLACES = {
     "a cluster, alone": ("a cluster", ALONE),
 }
 with_few_lists = pytest.mark.parametrize("place", list(PLACES)[:3], indirect=True)
-"""Of a test that asks nothing of the 16,384 lists of a saver by itself: they take half a second to read."""
+"""Of a test that asks nothing of the 16,384 lists of a saver by itself: they take half a second to read. What
+happens during a look at all keys asks nothing of them."""
 
 
 @pytest.fixture(params=list(PLACES))
@@ -282,6 +283,7 @@ async def test_a_list_that_is_lost_is_made_anew(place: Place) -> None:
             assert bool(place.scans()) is looks
 
 
+@with_few_lists
 async def test_who_comes_and_goes_during_the_look_is_not_missed_and_not_named(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -299,6 +301,7 @@ async def test_who_comes_and_goes_during_the_look_is_not_missed_and_not_named(
         assert place.scans() == 0
 
 
+@with_few_lists
 async def test_lists_that_are_lost_during_the_look_are_not_taken_for_complete(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -314,6 +317,7 @@ async def test_lists_that_are_lost_during_the_look_are_not_taken_for_complete(
         assert place.scans()
 
 
+@with_few_lists
 async def test_after_a_failover_during_the_look_it_is_done_again(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
