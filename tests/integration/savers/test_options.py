@@ -120,16 +120,27 @@ async def open_all(url: str, redis: str) -> None:
 """
 FIRST_WRONG_LINE = 9
 
+# The types of the options are Glasspoint's own. Reading those of all libraries takes fifteen seconds.
+WITHOUT_LIBRARIES = """
+[mypy]
+strict = True
+follow_imports = silent
+[mypy-httpx.*,langchain_core.*,langgraph.*,opentelemetry.*,prometheus_client.*,psycopg.*,psycopg_pool.*]
+follow_imports = skip
+[mypy-ormsgpack.*,pydantic.*,pydantic_settings.*,redis.*,zstandard.*]
+follow_imports = skip
+"""
+
 
 @pytest.mark.slow
 def test_a_type_checker_sees_a_mistyped_option(tmp_path: Path) -> None:
     pytest.importorskip("mypy")
-    code = tmp_path / "service.py"
+    code, config = tmp_path / "service.py", tmp_path / "mypy.ini"
     code.write_text(TYPED)
-    # In the project's folder: what `make check` knows of the sources is not found out again.
+    config.write_text(WITHOUT_LIBRARIES)
     answer = subprocess.run(
-        [sys.executable, "-m", "mypy", "--strict", str(code)],
-        cwd=ROOT,
+        [sys.executable, "-m", "mypy", "--config-file", str(config), str(code)],
+        cwd=tmp_path,
         env={**os.environ, "MYPYPATH": str(ROOT / "src")},
         capture_output=True,
         text=True,
