@@ -18,7 +18,6 @@ from pathlib import Path
 import httpx
 import pytest
 import redis.utils
-from _pytest.runner import runtestprotocol
 from prometheus_client import CollectorRegistry
 
 import copied_postgres
@@ -95,26 +94,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for item in items:
             if item.get_closest_marker("dice") or item.get_closest_marker("hypothesis"):
                 item.add_marker(pytest.mark.timeout(EXPLORING_SECONDS), append=False)
-
-
-@pytest.hookimpl
-def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> bool | None:
-    """Let a process of pytest-xdist report a test that has passed once, not three times.
-
-    Each report takes processor time in two processes: three seconds in `make test`.
-    """
-    if not hasattr(item.config, "workerinput"):
-        return None
-    item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
-    reports = runtestprotocol(item, log=False, nextitem=nextitem)
-    if len(reports) == 3 and all(each.outcome == "passed" for each in reports):
-        setup, call, teardown = reports
-        call.duration += setup.duration + teardown.duration
-        reports = [call]
-    for report in reports:
-        item.ihook.pytest_runtest_logreport(report=report)
-    item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
-    return True
 
 
 @pytest.fixture(scope="session")
