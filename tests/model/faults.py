@@ -224,7 +224,7 @@ def open_breaker(world: World, name: str) -> None:
     world.fault(f"open: {name}", lossy=True)
     process = world.processes[name]
     for cache in caches_of(process.saver):
-        cache._unavailable(TimeoutError())
+        cache.contact.failed(TimeoutError())
         cache.breaker.trip("explored")
     world.promise.is_wary(process)
     world.has_met(process.actors[0], "open", None)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from importlib import import_module, resources
@@ -56,12 +56,13 @@ def mutated(mutation: Mutation) -> Iterator[None]:
             if file.endswith(".lua"):
                 path = folder / "scripts" / file
                 path.write_text(_edited(path.read_text("utf-8"), file, old, new), "utf-8")
-        for name in {file for file, *_ in mutation.edits if not file.endswith(".lua")}:
+        scratches: list[ModuleType] = []
+        for name in dict.fromkeys(file for file, *_ in mutation.edits if not file.endswith(".lua")):
             module = import_module(name)
             text = inspect.getsource(module)
             for file, old, new in mutation.edits:
                 text = _edited(text, file, old, new) if file == name else text
-            _reload(patch, module, text)
+            scratches.append(_reload(patch, module, text, scratches))
         patch.setattr(epoch, "resources", SimpleNamespace(files=lambda _package: folder))
         yield
 
@@ -71,8 +72,17 @@ def _edited(text: str, file: str, old: str, new: str) -> str:
     return text.replace(old, new)
 
 
-def _reload(patch: pytest.MonkeyPatch, module: ModuleType, text: str) -> None:
-    """Define everything of the module anew, also where others have imported it by name."""
+def _reload(
+    patch: pytest.MonkeyPatch, module: ModuleType, text: str, scratches: Sequence[ModuleType]
+) -> ModuleType:
+    """Define everything of the module anew, also where others have imported it by name.
+
+    Args:
+        scratches: What holds the functions of the modules that were defined anew before.
+
+    Returns:
+        What holds those of this one.
+    """
     before = dict(vars(module))
     namespace: dict[str, Any] = {"__name__": module.__name__, "__file__": module.__file__}
     scratch = ModuleType(module.__name__)
@@ -80,11 +90,13 @@ def _reload(patch: pytest.MonkeyPatch, module: ModuleType, text: str) -> None:
     patch.setitem(sys.modules, module.__name__, scratch)  # dataclasses look their module up
     exec(compile(text, str(module.__file__), "exec"), scratch.__dict__)
     patch.setitem(sys.modules, module.__name__, module)
-    for other in [m for name, m in sys.modules.items() if name.split(".")[0] in _OURS]:
+    ours = [m for name, m in sys.modules.items() if name.split(".")[0] in _OURS]
+    for other in (*ours, *scratches):
         for name, value in list(vars(other).items()):
             new = vars(scratch).get(name)
             if name in before and value is before[name] and new is not None and new is not value:
                 patch.setattr(other, name, new)
+    return scratch
 
 
 _BURST = "burst of two || reader"

@@ -19,6 +19,7 @@ _MOVED_READ = "reader, its sweeper || put on another Redis"
 _KEEPER = "glasspoint.coherence.identity"
 _CACHE = "glasspoint.l1.cache"
 _EPOCH = "glasspoint.l1.epoch"
+_STEPS = "glasspoint.l1.steps"
 _L2 = "glasspoint.l2.identity"
 _MODEL = "model.store"
 
@@ -156,7 +157,7 @@ RULES_OF_IDENTITY = (
         "a step that ends under keys of the past is in vain",
         (
             (
-                _CACHE,
+                _STEPS,
                 "if current is not epoch and (current is None or current.prefix != epoch.prefix):",
                 "if False:",
             ),
@@ -193,7 +194,7 @@ RULES_OF_IDENTITY = (
     ),
     Mutation(
         "what was dropped is recorded before another identity is adopted, too",
-        ((_CACHE, '("confirm", "commit", "drop")', '("confirm", "commit")'),),
+        ((_STEPS, '("confirm", "commit", "drop")', '("confirm", "commit")'),),
         _DELETE,
         ("renew",),
         start=(("renew",), *_ADOPTED_AND_WARMED_UP, *steps("d", "delete", "begin", "commit", "drop")),
@@ -204,7 +205,7 @@ RULES_OF_IDENTITY = (
         "a look is one statement, or rows are deleted under their generation, or a DROP is recorded",
         (
             (_MODEL, "if tables.cache is None or tables.cache.generation != generation:", "if False:"),
-            (_CACHE, '("confirm", "commit", "drop")', '("confirm", "commit")'),
+            (_STEPS, '("confirm", "commit", "drop")', '("confirm", "commit")'),
             (
                 _MODEL,
                 '        return self._seen(await self._ask(("look", limit, after)))\n',

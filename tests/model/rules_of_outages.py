@@ -19,6 +19,8 @@ _QUARANTINED = QUARANTINED.name
 _SWEEPING = "glasspoint.coherence.sweeper"
 _WRITE = "glasspoint.savers.write_through"
 _CACHE = "glasspoint.l1.cache"
+_CONTACT = "glasspoint.l1.contact"
+_STEPS = "glasspoint.l1.steps"
 _TRUST = "glasspoint.l1.trust"
 _QUARANTINE = "glasspoint.l1.quarantine"
 _MODEL = "model.store"
@@ -202,9 +204,9 @@ RULES_OF_OUTAGES = (
         "who meets a failure trusts Redis no more",
         (
             (
-                _CACHE,
-                "        self._epochs.distrust()\n        self.trust.suspect()\n",
-                "        self._epochs.distrust()\n",
+                _CONTACT,
+                "        self.epochs.distrust()\n        self.trust.suspect()\n",
+                "        self.epochs.distrust()\n",
             ),
         ),
         _PLAIN,
@@ -271,7 +273,7 @@ RULES_OF_OUTAGES = (
         "what is in quarantine is not read",
         (
             (_CACHE, "            if scope in self.quarantine:\n", "            if False:\n"),
-            (_CACHE, "if scope in self.quarantine and not is_sweep:", "if False:"),
+            (_STEPS, "if scope in self._quarantine and not is_sweep:", "if False:"),
             (
                 _CACHE,
                 "if suspicions != self.trust.suspicions or scope in self.quarantine:",

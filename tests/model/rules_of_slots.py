@@ -6,9 +6,10 @@ from model.mutations import Mutation, steps
 from model.terms import Move
 
 _CLUSTER = "glasspoint.l1.cluster"
-_CACHE = "glasspoint.l1.cache"
+_CONTACT = "glasspoint.l1.contact"
 _DEPARTURES = "glasspoint.l1.departures"
 _EPOCH = "glasspoint.l1.epoch"
+_STEPS = "glasspoint.l1.steps"
 
 _SLOT_THERE: tuple[Move, ...] = (
     ("slot", "begin, there"),
@@ -89,9 +90,9 @@ RULES_OF_SLOTS = (
         "the scope of a write that met ASK is in quarantine",
         (
             (
-                _CACHE,
-                '        elif step != "read" and not self.quarantine.enter(scope, "its slot is on the way to '
-                'another node"):\n            return self._unavailable(exc)\n',
+                _STEPS,
+                '        elif step != "read" and not self._quarantine.enter(scope, "its slot is on the way '
+                'to another node"):\n            return self._contact.failed(exc)\n',
                 "",
             ),
         ),
@@ -155,9 +156,9 @@ RULES_OF_SLOTS = (
         "a master is suspect as soon as a move was called off",
         (
             (
-                _CACHE,
-                "            self.trust.suspect()\n            self._shard.called_off(",
-                "            self._shard.called_off(",
+                _CONTACT,
+                "            self.trust.suspect()\n            shard.called_off(",
+                "            shard.called_off(",
             ),
         ),
         _PUT,

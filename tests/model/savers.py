@@ -95,10 +95,14 @@ def caches_of(saver: Any) -> tuple[Any, ...]:
 def _parts_of(saver: Any) -> tuple[Any, ...]:
     """What of a saver remembers anything about L1 or L2."""
     caches = caches_of(saver)
-    l1 = [part for each in caches for part in (each, each.breaker, each.trust, each._epochs)]
+    l1 = [part for each in caches for part in _parts_of_cache(each)]
     router = () if saver._parts.cluster is None else (saver._l1, saver._l1._watched)
     parts = saver._l1.quarantine, saver._parts.identity, saver._parts.sweeper
     return (*router, *l1, *parts, saver._bursts, saver._bursts._fences)
+
+
+def _parts_of_cache(cache: Any) -> tuple[Any, ...]:
+    return cache, cache.contact, cache._steps, cache.breaker, cache.trust, cache._epochs
 
 
 def memory_of(saver: Any) -> Memory:

@@ -295,7 +295,7 @@ class SlotWorld(World):
 
     def _knows_departures(self, process: Process, where: str) -> bool:
         """Whether a process has looked at a master since keys have left it, and since their slot stays."""
-        sight = self._node_at(process, where)._sight
+        sight = self._node_at(process, where).contact._sight
         return bool(sight and sight.calls == self.course.left(where) and not sight.leaving)
 
     def _node_at(self, process: Process, where: str) -> Any:
@@ -323,8 +323,8 @@ class SlotWorld(World):
             router._watched.view and router._watched.view.epoch,
             router.must_begin_anew,
             tuple(
-                node._sight and (node._sight.calls, bool(node._sight.leaving), node._sight.owned)
-                for node in router.nodes
+                sight and (sight.calls, bool(sight.leaving), sight.owned)
+                for sight in (node.contact._sight for node in router.nodes)
             ),
             frozenset(router._written),
             frozenset((scope, self._at[node._shard.address]) for scope, (_, node) in router._recent.items()),

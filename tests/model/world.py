@@ -860,9 +860,9 @@ class World:
     @staticmethod
     def _give_breakers(saver: Any) -> None:
         for cache in caches_of(saver):
-            cache._available = True
+            cache.contact._available = True
             # It opens when the explorer says so, and may be probed at once.
-            cache.breaker = Breaker(failures=sys.maxsize, delay_seconds=0, clock=lambda: 0.0)
+            cache.contact.breaker = Breaker(failures=sys.maxsize, delay_seconds=0, clock=lambda: 0.0)
         if saver._parts.cluster is None:
             saver._parts.sweeper._breaker = saver._l1.breaker
             saver._parts = replace(saver._parts, breaker=saver._l1.breaker)

@@ -41,8 +41,8 @@ if TYPE_CHECKING:
     from typing import Any
 
     from glasspoint.coherence.last_used import LastUsed
-    from glasspoint.l1.cache import Written
     from glasspoint.l1.cluster import L1
+    from glasspoint.l1.steps import Written
     from glasspoint.l2.identity import Attachment, Identities, JournalRow, Look
     from glasspoint.l2.journal import Journal
     from glasspoint.telemetry.events import IdentityReason, SaverStatus, Telemetry

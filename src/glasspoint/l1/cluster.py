@@ -41,9 +41,10 @@ from redis.exceptions import MovedError
 
 from glasspoint.errors import L1Error, L1UnavailableError
 from glasspoint.l1 import entry
-from glasspoint.l1.cache import Cache, Committed, Intent, Reading, Written
+from glasspoint.l1.cache import Cache, Committed, Intent, Reading
 from glasspoint.l1.epoch import Server, Shard, UnidentifiedError, reign_of
 from glasspoint.l1.quarantine import Quarantine
+from glasspoint.l1.steps import Written
 from glasspoint.logs import Throttle, get_logger
 from glasspoint.model.scope import key_part
 from glasspoint.redis.faults import CannotBeTheCacheError, NeverTheCacheError
@@ -203,7 +204,9 @@ class ClusterCache:
         """
         await self._look()
         asked = self.asked
-        results = await asyncio.gather(*(node.look_at_node() for node in asked), return_exceptions=True)
+        results = await asyncio.gather(
+            *(node.contact.look_at_node() for node in asked), return_exceptions=True
+        )
         for node, result in zip(asked, results, strict=True):
             if isinstance(result, int) and result > self._current_epoch:
                 # This master knows of a failover that the node that was asked did not know of, perhaps
@@ -260,7 +263,7 @@ class ClusterCache:
                 error,
             )
         for node in self.nodes:
-            node.lacks_rights(error)
+            node.contact.lacks_rights(error)
 
     def _adopt(self, view: View) -> None:
         """Use another topology. A master that has gained a slot is suspect."""
@@ -357,13 +360,13 @@ class ClusterCache:
             place = Shard(master.address, tag, self._redirected, master.node_id, self._called_off)
             node = self._make(self._topology.client(master.address), place, self.quarantine)
             if (former := self._former_address(master)) is not None:
-                node.follow(self._nodes[former])
+                node.contact.follow(self._nodes[former].contact)
             node.identify(self._identity, is_absent=self.is_absent)
             self.trust.share_with(node)
             self._nodes[master.address], self._places[master.address] = node, place
         elif not master.owns(slot_of(self._places[master.address].tag)):
             self._places[master.address].tag = tag_in(master.slots)
-        node.slots = master.slots
+        node.contact.slots = master.slots
         return node
 
     def _former_address(self, master: Master) -> Address | None:
@@ -459,7 +462,7 @@ class ClusterCache:
     # ---------------------------------------------------------------- all masters
 
     async def open(self) -> Server:
-        """Find the masters at the first contact, and check that each can be the cache: see `Cache.open`.
+        """Find the masters at the first contact, and check that each can be the cache: see `Contact.open`.
 
         A master that does not respond is left alone.
 

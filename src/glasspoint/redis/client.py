@@ -72,7 +72,7 @@ def open_redis(
     """
     location = locate(url, mode)
     options = {
-        # No timeout for responses: each step has a timeout of its own already (see `Cache`).
+        # No timeout for responses: each step has a timeout of its own already (see `Contact`).
         "socket_timeout": None,
         "socket_connect_timeout": timeout_seconds,
         "max_connections": _MAX_CONNECTIONS,

@@ -19,7 +19,7 @@ from redis.asyncio import Redis
 
 from glasspoint import CachedPostgresSaver, create_telemetry
 from glasspoint.errors import L1UnavailableError, L2RefusedError
-from glasspoint.l1.cache import Cache
+from glasspoint.l1.steps import Steps
 from glasspoint.savers import bursts
 from states import counts, exact, open_saver, open_upstream
 from steps import Thread, locked, settled, until
@@ -598,15 +598,15 @@ async def test_a_burst_that_is_lost_removes_its_fence(
 ) -> None:
     """All of its writes are in PostgreSQL. Readers may store what they find there, at once."""
     thread = Thread("a")
-    run = Cache._run
+    run = Steps.run
 
-    async def unheard(self: Cache, name: str, *args: Any, **options: Any) -> Any:
-        if self is ours.saver._l1 and name in (step, "drop"):
+    async def unheard(self: Steps, name: str, *args: Any, **options: Any) -> Any:
+        if self is ours.saver._l1._steps and name in (step, "drop"):
             raise L1UnavailableError("made to fail")
         return await run(self, name, *args, **options)
 
     with monkeypatch.context() as patched:
-        patched.setattr(Cache, "_run", unheard)
+        patched.setattr(Steps, "run", unheard)
         await thread.put(ours.saver)
         await ours.saver._bursts.end_all()
     await until(lambda: are_gone(sql))

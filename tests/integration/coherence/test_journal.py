@@ -146,7 +146,7 @@ async def test_a_write_that_could_not_be_announced_once_is_read_by_all_at_once(
         await prepare(write, thread, writer.saver)
         await reader.saver.aget_tuple(thread.config)
         assert await reader.hit(thread) == 2
-        pipeline = writer.saver._l1._pipeline
+        pipeline = writer.saver._l1._steps._pipeline
         evalsha = pipeline.evalsha
 
         async def loses_a_step(*args: Any) -> Any:
@@ -477,7 +477,7 @@ async def test_what_went_wrong_during_a_sweep_makes_it_worth_nothing(database: s
 
         async def and_a_failure(*args: Any, **options: Any) -> Any:
             found = await look(*args, **options)
-            saver._l1._unavailable(TimeoutError())
+            saver._l1.contact.failed(TimeoutError())
             return found
 
         with pytest.MonkeyPatch.context() as patch:

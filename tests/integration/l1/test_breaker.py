@@ -145,13 +145,13 @@ async def test_while_it_is_open_no_call_says_a_word_to_redis(database: str, own_
         try:
             await until(lambda: _read(thread, saver, registry, "open"))
             sent: list[Any] = []
-            asked = saver._l1._redis.evalsha
+            asked = saver._l1.contact.redis.evalsha
 
             async def listen(*args: Any) -> Any:
                 sent.append(args)
                 return await asked(*args)
 
-            saver._l1._redis.evalsha = listen  # type: ignore[method-assign, assignment]
+            saver._l1.contact.redis.evalsha = listen  # type: ignore[method-assign, assignment]
             saver._parts.sweeper._probe = lambda shard: asyncio.sleep(0)  # type: ignore[method-assign]
             for _ in range(20):
                 await thread.put(saver)

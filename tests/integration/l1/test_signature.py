@@ -279,7 +279,7 @@ async def test_a_flood_of_forgeries_is_no_flood_of_lines(
     assert line.levelno == logging.WARNING
     assert "thread 't', namespace 'ns': the signature of the head is wrong" in line.getMessage()
     assert "(1 refused" in line.getMessage()
-    signed.saver._l1._tampered_lines.seconds = 0.0
+    signed.saver._l1._report._tampered_lines.seconds = 0.0
     await forge()
     assert "(5 refused" in caplog.records[1].getMessage()
     assert signed.dropped == {"tampered": 6}
@@ -413,7 +413,9 @@ async def test_the_key_from_the_environment_signs_and_shows_nowhere(
         (key,) = await redis.keys("*{t}*")
         await redis.hset(key, HEAD, b"x")
         assert await chain.aget_tuple(thread.config)
-        texts = [repr(same), repr(same._l1._signer), str(vars(same)), str(vars(same._l1)), caplog.text]
+        l1 = same._l1
+        parts = same, l1, l1.contact, l1._steps, l1._epochs, l1._report
+        texts = [repr(same), repr(l1._signer), *(str(vars(part)) for part in parts), caplog.text]
     assert KEY.decode() not in "".join([*texts, str(settings), repr(settings), settings.model_dump_json()])
 
 

@@ -362,7 +362,7 @@ async def test_an_entry_that_is_written_over_between_two_steps_is_lost_like_an_e
         await thread.put(one.saver)
         await settled(one.saver)
         key = key_of(one.saver, thread)
-        step = one.saver._l1._step
+        step = one.saver._l1._steps._step
 
         async def after_somebody(evalsha: Any, name: str, *args: Any) -> Any:
             if name == before:
@@ -370,7 +370,7 @@ async def test_an_entry_that_is_written_over_between_two_steps_is_lost_like_an_e
                 await set_string(redis, key)
             return await step(evalsha, name, *args)
 
-        one.saver._l1._step = after_somebody  # type: ignore[method-assign, assignment]
+        one.saver._l1._steps._step = after_somebody  # type: ignore[method-assign, assignment]
         if before == "confirm":
             await thread.put(one.saver)
         elif before == "commit":
@@ -382,7 +382,7 @@ async def test_an_entry_that_is_written_over_between_two_steps_is_lost_like_an_e
         else:
             await redis.delete(key)
             await one.saver.aget_tuple(thread.config)
-        one.saver._l1._step = step  # type: ignore[method-assign]
+        one.saver._l1._steps._step = step  # type: ignore[method-assign]
         assert {kind for fields in (await keys_of(redis_url_of(redis))).values() for kind in fields} == set()
         truth = exact(await upstream.aget_tuple(thread.config))
         for _ in range(2):
@@ -722,7 +722,7 @@ async def test_pruning_goes_on_past_a_scope_in_quarantine(database: str, refusin
 
 
 def test_a_quarantine_that_is_full_takes_nobody_in() -> None:
-    """Then it is not about single keys, and no scope is trusted: see `Cache._refused`."""
+    """Then it is not about single keys, and no scope is trusted: see `Steps._refused`."""
     quarantine = Quarantine(Telemetry("test", ()), most=2)
     scopes = [Scope(str(number), "") for number in range(3)]
     assert [quarantine.enter(scope, "why") for scope in scopes] == [True, True, False]
