@@ -43,6 +43,7 @@ from glasspoint.telemetry.quiet import quiet, quiet_context
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
+    from datetime import timedelta
 
     from langgraph.checkpoint.serde.base import SerializerProtocol
     from redis.asyncio import Redis, RedisCluster
@@ -141,15 +142,7 @@ class ManagedSaver(OpenedSaver):
             ConfigurationError: An argument cannot be used. If its type is wrong, or an option does not exist,
                 the error is a `TypeError`, too.
         """
-        if not isinstance(postgres_saver, AsyncPostgresSaver):
-            raise WrongTypeError(
-                f"postgres_saver is of the type {type(postgres_saver).__name__}: it must be an "
-                "AsyncPostgresSaver (langgraph.checkpoint.postgres.aio)."
-            )
-        if pool is not None and pool is not postgres_saver.conn:
-            raise ConfigurationError(
-                "pool is not the pool that postgres_saver works on: pass that one, or none."
-            )
+        _check_postgres_saver(postgres_saver, pool)
         options = SaverOptions(
             cache_ttl_seconds=seconds_of(cache_ttl),
             key_prefix=key_prefix,
@@ -169,12 +162,7 @@ class ManagedSaver(OpenedSaver):
         client.check_redis_or_cluster(redis)
         telemetry = telemetry or create_telemetry()
         store = build_store(postgres_saver, telemetry, options)
-        addresses = {"l1": client.address_of(redis), "l2": pools.address_of(store.connections.pool)}
-        status = SaverStatus(store.connections.pool, redis, addresses)  # type: ignore[arg-type]
-        pools.follow_address(store.connections.pool, lambda address: status.move("l2", *address))
-        status.databases["l1"] = str(client.database_of(redis))
-        if (database := pools.database_of(store.connections.pool)) is not None:
-            status.databases["l2"] = database
+        status = _status_of(redis, store.connections.pool)
         super().__init__(status, telemetry, serde or postgres_saver.serde)
         client.follow_sentinels(redis, partial(self._server_moved, "l1"), context=quiet_context())
         self._parts = parts = build_parts(
@@ -184,14 +172,7 @@ class ManagedSaver(OpenedSaver):
         self._l1, self._l2, self._bursts = parts.l1, parts.l2, parts.bursts
         self._retries, self._forks = parts.retries, parts.forks
         self._maintenance = Maintenance(parts)
-        self._retention: Retention | None = None
-        if options.retention is not None:
-            prune = self._maintenance.prune_older_than
-            self._retention = Retention(
-                store.connections, telemetry, status, age=options.retention, prune=prune
-            )
-            self._lifetime.stops.insert(0, self._retention.stop)
-            self._retention.start()
+        self._retention = None if options.retention is None else self._start_retention(options.retention)
         self._lifetime.end_with_loop(type(self).__name__)
 
     @classmethod
@@ -318,6 +299,19 @@ class ManagedSaver(OpenedSaver):
         self.status.versions["redis"] = server.version
         await self._parts.sweeper.settle()
 
+    def _start_retention(self, age: timedelta) -> Retention:
+        """Remove checkpoints of this age in the background, until the saver is closed."""
+        retention = Retention(
+            self._l2.connections,
+            self._telemetry,
+            self._status,
+            age=age,
+            prune=self._maintenance.prune_older_than,
+        )
+        self._lifetime.stops.insert(0, retention.stop)
+        retention.start()
+        return retention
+
     async def ping(self) -> None:
         """Check that PostgreSQL responds.
 
@@ -404,6 +398,33 @@ class ManagedSaver(OpenedSaver):
                 self._parts.sizes.look_soon()
             if not self._l1.is_identified:
                 await self._parts.sweeper.settle()
+
+
+def _check_postgres_saver(postgres_saver: object, pool: Pool | None) -> None:
+    """Refuse a saver of another type, and a pool that the saver does not work on.
+
+    Raises:
+        WrongTypeError: The saver is of another type.
+        ConfigurationError: The pool is another one.
+    """
+    if not isinstance(postgres_saver, AsyncPostgresSaver):
+        raise WrongTypeError(
+            f"postgres_saver is of the type {type(postgres_saver).__name__}: it must be an "
+            "AsyncPostgresSaver (langgraph.checkpoint.postgres.aio)."
+        )
+    if pool is not None and pool is not postgres_saver.conn:
+        raise ConfigurationError("pool is not the pool that postgres_saver works on: pass that one, or none.")
+
+
+def _status_of(redis: Redis | RedisCluster, pool: Pool | None) -> SaverStatus:
+    """Return the status of a new saver: where its servers are, and with which database it works there."""
+    addresses = {"l1": client.address_of(redis), "l2": pools.address_of(pool)}
+    status = SaverStatus(pool, redis, addresses)  # type: ignore[arg-type]
+    pools.follow_address(pool, lambda address: status.move("l2", *address))
+    status.databases["l1"] = str(client.database_of(redis))
+    if (database := pools.database_of(pool)) is not None:
+        status.databases["l2"] = database
+    return status
 
 
 async def _answers(ask: Callable[[], Awaitable[Any]], seconds: float) -> bool:
