@@ -8,6 +8,8 @@ import pytest
 
 import dice
 from glasspoint.embedded import EmbeddedRedis
+from glasspoint.l1 import cache
+from glasspoint.l1 import steps as steps_of_l1
 from model.explorer import FAULTS, Counterexample, Report, explore, table
 from model.identities import CHANGING
 from model.mutations import MUTATIONS, Mutation, mutated, steps
@@ -263,6 +265,19 @@ def test_two_faults_of_other_kinds_break_no_promise(
     report = explore(PUT_AND_READER, explored_redis, faults=faults, budget=2, at_most=at_most, seed=SEED)
     assert report.exhaustive or report.runs == MOST_OF_TWO_FAULTS
     assert set(report.faults) == set(faults)
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_modules_that_are_mutated_together_use_each_other(order: int) -> None:
+    edits = (
+        ("glasspoint.l1.cache", "_READS = 3", "_READS = 4"),
+        ("glasspoint.l1.steps", "_LARGE_BYTES = 1_000_000", "_LARGE_BYTES = 1"),
+    )
+    with mutated(Mutation("no rule", edits[::order], "no scenario")):
+        seen_by_cache = cache.Cache.read.__globals__
+        assert seen_by_cache["_READS"] == 4
+        assert seen_by_cache["Steps"] is steps_of_l1.Steps
+        assert steps_of_l1.Steps.run.__globals__["_LARGE_BYTES"] == 1
 
 
 def test_after_a_mutation_everything_is_as_before(explored_redis: EmbeddedRedis) -> None:

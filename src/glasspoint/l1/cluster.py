@@ -204,9 +204,8 @@ class ClusterCache:
         """
         await self._look()
         asked = self.asked
-        results = await asyncio.gather(
-            *(node.contact.look_at_node() for node in asked), return_exceptions=True
-        )
+        looking = (node.contact.look_at_node() for node in asked)
+        results = await asyncio.gather(*looking, return_exceptions=True)
         for node, result in zip(asked, results, strict=True):
             if isinstance(result, int) and result > self._current_epoch:
                 # This master knows of a failover that the node that was asked did not know of, perhaps
