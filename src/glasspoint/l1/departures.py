@@ -24,10 +24,11 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from glasspoint.redis.topology import lines_of, open_slots_in
+
 __all__ = ["Sight", "calls_of_migrate", "has_to_ask", "sight_of", "what_was_called_off"]
 
 _CALLS = re.compile(rb"cmdstat_migrate:calls=(\d+)")
-_ON_ITS_WAY = re.compile(r"\[(\d+)->-(\w+)\]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,15 +67,13 @@ def sight_of(
         process: See `Sight.process`.
         known: See `Sight.known`.
     """
-    [own] = [line for line in nodes.splitlines() if "myself" in line.split(" ")[2].split(",")]
-    # id, address, flags, master, ping, pong, configuration epoch, state of the link, then slots
-    slots = own.split(" ")[8:]
+    [own] = [line for line in lines_of(nodes) if "myself" in line[2].split(",")]
     owned: set[int] = set()
-    for each in slots:
+    for each in own[8:]:
         first, _, last = each.partition("-")
         if not each.startswith("["):
             owned |= set(range(int(first), int(last or first) + 1))
-    leaving = frozenset((int(slot), node) for slot, node in _ON_ITS_WAY.findall(" ".join(slots)))
+    leaving = frozenset((each.slot, each.other) for each in open_slots_in([own]) if each.leaves)
     return Sight(process, calls_of_migrate(info), frozenset(owned), leaving, known)
 
 

@@ -42,6 +42,7 @@ __all__ = [
     "Topology",
     "View",
     "epoch_in",
+    "lines_of",
     "name_of",
     "open_slots_in",
     "owner_of",
@@ -346,9 +347,7 @@ class Topology:
             pipe.execute_command("CLUSTER", "SLOTS")
             pipe.execute_command("CLUSTER", "NODES")
             slots, nodes = await pipe.execute()
-        # id, address, flags, master, ping, pong, configuration epoch, link, slots; of the node itself also
-        # its open slots
-        lines = [line.split(" ") for line in _text(nodes).splitlines() if line]
+        lines = lines_of(_text(nodes))
         masters = self._masters(slots, asked=address)
         return View(
             masters,
@@ -387,6 +386,15 @@ class Topology:
             address = asked if "myself" in flags else self.address(host or asked[0], int(port))
             found.append(Master(address, line[0], ()))
         return tuple(found)
+
+
+def lines_of(nodes: str) -> list[list[str]]:
+    """Return the words of each line of CLUSTER NODES.
+
+    They are: id, address, flags, master, ping, pong, configuration epoch, link, then slots; of the node that
+    was asked also its open slots.
+    """
+    return [line.split(" ") for line in nodes.splitlines() if line]
 
 
 def open_slots_in(lines: Iterable[Sequence[str]]) -> tuple[OpenSlot, ...]:
