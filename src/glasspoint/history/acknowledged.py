@@ -2,9 +2,9 @@
 
 Redis copies to its replicas asynchronously. So when a replica is promoted, what the former master has
 acknowledged last may be missing; a server that restarts with older files lacks what was stored since. No
-server says so: the threads are only shorter. A `RedisSaver` therefore asks for the newest checkpoint and the
-newest pending write of each thread that it has written to. A server has everything up to some moment, so the
-older ones need not be asked for.
+server says so: the threads are only shorter. A `RedisSaver` looks now and then whether the same servers have
+its threads. If not, it asks for what it has stored since its last look, and for the newest checkpoint and
+pending write before that. A server has everything up to some moment, so the older ones need not be asked for.
 
 Open this when such a loss is not reported, or is reported although nothing was lost.
 """
@@ -38,9 +38,11 @@ _log = get_logger("glasspoint")
 # A thread of which nothing is there may have been drained by another process, if its marker is gone.
 _SECONDS = 60.0
 
-# The most threads that are remembered, and the most namespaces of each.
+# The most threads that are remembered, the most namespaces of each, and the most checkpoints of a namespace
+# between two looks.
 _THREADS = 10_000
 _NAMESPACES = 4
+_CHECKPOINTS = 16
 
 # How many threads are asked for at once.
 _AT_ONCE = 8
@@ -56,6 +58,10 @@ class _Place(Protocol):
 
     def positions(self, scope: Scope, *, before: str | None) -> AsyncGenerator[list[Position], None]: ...
 
+    async def removals(self, thread_id: str) -> bytes: ...
+
+    async def has_list(self, thread_id: str) -> bool: ...
+
     def load(
         self, positions: Sequence[Position], *, sealed_too: bool = False
     ) -> AsyncGenerator[Found, None]: ...
@@ -66,12 +72,14 @@ class _Newest:
     """What was acknowledged last of a thread.
 
     Attributes:
-        checkpoints: Namespace -> id of the checkpoint that was stored last there.
+        checkpoints: Namespace -> id of each checkpoint that was stored there since the last look, oldest
+            first, and when, by the clock of this process. Before them, the newest of the
+            last look.
         writes: Position -> task and index of the pending write that was stored last there.
         at: When that was, by the clock of this process.
     """
 
-    checkpoints: OrderedDict[str, str] = field(default_factory=OrderedDict)
+    checkpoints: OrderedDict[str, list[tuple[str, float]]] = field(default_factory=OrderedDict)
     writes: tuple[Position, tuple[str, int]] | None = None
     at: float = 0.0
 
@@ -85,12 +93,18 @@ class Acknowledged:
         """How many threads were found to lack what was acknowledged."""
         self._newest: OrderedDict[str, _Newest] = OrderedDict()
         self._unchecked: dict[str, _Newest] = {}
+        self._grown: dict[str, _Newest] = {}  # those with several checkpoints of a namespace
         self._checking = asyncio.Lock()
 
     def checkpoint(self, scope: Scope, checkpoint_id: str) -> None:
         """Record that a checkpoint was stored."""
         newest = self._touch(scope.thread_id)
-        newest.checkpoints[scope.checkpoint_ns] = checkpoint_id
+        stored = newest.checkpoints.setdefault(scope.checkpoint_ns, [])
+        stored.append((checkpoint_id, newest.at))
+        if len(stored) > 1:
+            self._grown[scope.thread_id] = newest
+        if len(stored) > _CHECKPOINTS:
+            del stored[len(stored) // 2]  # what was lost is more likely at either end
         newest.checkpoints.move_to_end(scope.checkpoint_ns)
         if len(newest.checkpoints) > _NAMESPACES:
             newest.checkpoints.popitem(last=False)
@@ -105,6 +119,20 @@ class Acknowledged:
         """Forget a thread of which something was removed, or that has left."""
         self._newest.pop(thread_id, None)
         self._unchecked.pop(thread_id, None)
+        self._grown.pop(thread_id, None)
+
+    def settle(self, until: float) -> None:
+        """Record that a look has found the same servers: what they had replaced by then is not needed.
+
+        Args:
+            until: When the look began, by `monotonic`.
+        """
+        grown, self._grown = self._grown, {}
+        for thread_id, newest in grown.items():
+            for stored in newest.checkpoints.values():
+                del stored[: max(0, sum(at <= until for _, at in stored) - 1)]
+            if any(len(stored) > 1 for stored in newest.checkpoints.values()):
+                self._grown[thread_id] = newest
 
     def expect(self, earlier: Acknowledged) -> None:
         """Expect what an earlier saver of this process has acknowledged."""
@@ -112,6 +140,7 @@ class Acknowledged:
             self.shortened += earlier.shortened
             self._newest |= earlier._newest
             self._unchecked |= earlier._unchecked
+            self._grown |= earlier._grown
 
     def moved(self) -> None:
         """Record that other servers are asked from now on: everything has to be checked there."""
@@ -143,7 +172,7 @@ class Acknowledged:
             RedisUnavailableError, RedisRefusedError: The server cannot be asked now. Call this again.
         """
         async with self._checking:
-            checked, lost, gone = 0, dict[str, float](), dict[str, float]()
+            checked, lost, gone, is_any_there = 0, dict[str, float](), dict[str, float](), False
             try:
                 while some := list(self._unchecked.items())[:_AT_ONCE]:
                     found = await asyncio.gather(
@@ -154,15 +183,19 @@ class Acknowledged:
                             del self._unchecked[thread_id]
                         checked += 1
                         match state:
-                            case "shorter":
+                            case "shorter" | "missing":
                                 lost[thread_id] = newest.at
+                                is_any_there |= state == "shorter"
                             case "gone":
                                 gone[thread_id] = newest.at
+                            case "ended":
+                                pass
                             case "there":
+                                is_any_there = True
                                 self._newest.setdefault(thread_id, newest)
             finally:
-                # A server that lacks one write lacks all that came after it.
-                since = min(lost.values(), default=math.inf)
+                # A server that lacks one write lacks all that came after it; perhaps it has nothing at all.
+                since = min(lost.values(), default=math.inf) if is_any_there or not lost else -math.inf
                 lost |= {thread_id: at for thread_id, at in gone.items() if at >= since}
                 self.shortened += len(lost)
                 if lost:
@@ -176,30 +209,36 @@ class Acknowledged:
         self._newest.move_to_end(thread_id)
         newest.at = monotonic()
         if len(self._newest) > _THREADS:
-            self._newest.popitem(last=False)
+            oldest, _ = self._newest.popitem(last=False)
+            self._grown.pop(oldest, None)
         return newest
 
 
 async def _state_of(
     place: _Place, thread_id: str, newest: _Newest, *, ttl_seconds: float | None
-) -> Literal["there", "shorter", "gone"]:
-    """Tell what a server has of a thread. `gone`: nothing, but it may have been moved, or deleted elsewhere.
+) -> Literal["there", "shorter", "missing", "gone", "ended"]:
+    """Tell what a server has of a thread.
 
-    A thread that has moved or expired counts as `there`.
+    Returns:
+        `there`: all that was acknowledged. `shorter`: a part of that. `missing`: nothing. `gone`: nothing,
+        but it may have been moved, or deleted elsewhere. `ended`: it has moved or expired.
     """
-    positions = [
-        Position(Scope(thread_id, namespace), checkpoint_id)
-        for namespace, checkpoint_id in newest.checkpoints.items()
-    ]
+    ids = {namespace: [id_ for id_, _ in stored] for namespace, stored in newest.checkpoints.items()}
+    positions = [Position(Scope(thread_id, namespace), id_) for namespace in ids for id_ in ids[namespace]]
+    last = [Position(Scope(thread_id, namespace), some[-1]) for namespace, some in ids.items()]
     try:
         if positions:
-            found = [each is not None for each in await _are_there(place, positions)]
+            told = zip(positions, await _are_there(place, positions), strict=True)
+            missing = {position for position, found in told if found is None}
             age = monotonic() - newest.at
-            if not any(found) and ttl_seconds is not None and age > ttl_seconds:
-                return "there"
-            if not any(found) and age > _SECONDS:
-                return "shorter" if any([await _ends_earlier(place, each) for each in positions]) else "gone"
-            if not all(found):
+            if len(missing) == len(positions):
+                if ttl_seconds is not None and age > ttl_seconds:
+                    return "ended"
+                if any([await _ends_earlier(place, each) for each in last]):
+                    return "shorter"
+                return "gone" if age > _SECONDS and await place.has_list(thread_id) else "missing"
+            # Older ones may have been removed by another process; then Redis has counted that.
+            if missing.intersection(last) or (missing and not await place.removals(thread_id)):
                 return "shorter"
         if newest.writes is None:
             return "there"
@@ -210,7 +249,7 @@ async def _state_of(
         # Its checkpoint is not there. If it was acknowledged, that is found above; if not, nobody knows.
         return "there"
     except ThreadMovedError:
-        return "there"
+        return "ended"
     except ThreadDamagedError:
         return "shorter"
 
@@ -237,7 +276,7 @@ def _report(lost: list[str], checked: int, name: str) -> None:
     names = ", ".join(map(repr, lost[:_NAMED_AT_MOST])) + (", …" if len(lost) > _NAMED_AT_MOST else "")
     _log.error(
         "Redis has lost acknowledged writes, at a failover or at a restart with older files: %s lacks the "
-        "end of %d of the %d threads that this process has written to: %s. These threads are shorter now, or "
+        "end of %d of the %d threads that this process remembers: %s. These threads are shorter now, or "
         "gone. docs/reliability.md says how min-replicas-to-write and appendonly prevent that.",
         name,
         len(lost),

@@ -279,6 +279,10 @@ class RedisHistory:
         removals: bytes = (await self._run("namespaces", Scope(thread_id, ""), ""))[0]
         return removals
 
+    async def has_list(self, thread_id: str) -> bool:
+        """Tell whether the list that has to name a thread is there."""
+        return bool(await self._steps.members_in([self._keyspace.registry_of(thread_id)]))
+
     def untouched(self) -> RedisHistory:
         """Return the same history for reading without a change of times to live and of lists of threads."""
         reader = copy.copy(self)

@@ -407,10 +407,13 @@ class RedisSaver(HistorySaver):
         acknowledged = self._redis_history.acknowledged
         if acknowledged.is_empty:
             return
+        began = monotonic()
         with quiet():
             reign = await self._steps.reign()
         if self._reign not in (None, reign):
             acknowledged.moved()
+        elif acknowledged.is_checked:
+            acknowledged.settle(began)
         self._reign = reign
         if acknowledged.is_checked:
             return

@@ -264,7 +264,7 @@ async def test_what_a_failover_in_the_tier_loses_is_counted_and_named(
         own_postgres.start()
         await until(lambda: saver._chain.whole)
         await until(lambda: "Promoted from tier redis" in caplog.text)
-    assert f"lacks the end of 1 of the 3 threads that this process has written to: {shorter!r}" in caplog.text
+    assert f"lacks the end of 1 of the 3 threads that this process remembers: {shorter!r}" in caplog.text
     assert "but Redis may have lost threads that were written there" in caplog.text
     async with open_upstream(url) as upstream:
         assert await said(upstream, shorter) == ["before"]

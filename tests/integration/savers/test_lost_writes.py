@@ -64,6 +64,76 @@ async def test_a_restart_with_older_files_is_noticed_by_the_next_call(
     assert all(f"'{each.thread_id}'" in line for each in (shorter, gone, asked))
 
 
+@pytest.mark.parametrize("turns_before_the_look", [1, 3, 20])
+async def test_a_conversation_that_has_gone_on_before_the_look_is_named_too(
+    turns_before_the_look: int, own_redis: EmbeddedRedis, caplog: pytest.LogCaptureFixture
+) -> None:
+    goes_on, stays = Thread("goes on"), Thread("stays")
+    async with await RedisSaver.create(own_redis.url, timeout_seconds=10) as saver:
+        for thread in (goes_on, stays):
+            await thread.put(saver)
+        assert not await saver.look_for_losses()
+        own_redis.save_snapshot()
+        for thread in (goes_on, stays):
+            await thread.put(saver)
+        own_redis.kill()
+        own_redis.start()
+        for _ in range(turns_before_the_look):
+            await goes_on.put(saver)
+        assert await saver.look_for_losses()
+    [line] = errors(caplog)
+    assert "lacks the end of 2 of the 2 threads" in line
+
+
+async def test_a_redis_that_comes_back_empty_has_lost_all_threads(
+    own_redis: EmbeddedRedis, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also those that were written so long ago that another process could have deleted them."""
+    monkeypatch.setattr(acknowledged, "_SECONDS", 0.0)
+    async with await RedisSaver.create(own_redis.url, timeout_seconds=10) as saver:
+        for name in ("a", "b", "c"):
+            await Thread(name).put(saver)
+        own_redis.kill()
+        own_redis.start()
+        assert await saver.look_for_losses()
+    [line] = errors(caplog)
+    assert "lacks the end of 3 of the 3 threads" in line
+
+
+@pytest.mark.parametrize("what", ["pruned", "went on"])
+async def test_what_another_process_has_done_to_a_thread_is_no_loss(
+    what: str, own_redis: EmbeddedRedis, caplog: pytest.LogCaptureFixture
+) -> None:
+    thread = Thread("a")
+    async with await RedisSaver.create(own_redis.url, timeout_seconds=10) as saver:
+        for _ in range(3):
+            await thread.put(saver)
+        async with await RedisSaver.create(own_redis.url) as other:
+            if what == "pruned":
+                await other.aprune(["a"])
+            else:
+                await thread.put(other)
+        own_redis.save_snapshot()
+        own_redis.kill()
+        own_redis.start()
+        assert not await saver.look_for_losses()
+    assert not errors(caplog)
+
+
+async def test_what_was_replaced_before_a_look_is_forgotten(own_redis: EmbeddedRedis) -> None:
+    thread = Thread("a")
+    async with await RedisSaver.create(own_redis.url, timeout_seconds=10) as saver:
+        remembered = saver._redis_history.acknowledged
+        for count in (50, 2):
+            for _ in range(count):
+                await thread.put(saver)
+            [stored] = remembered._newest["a"].checkpoints.values()
+            assert len(stored) == (acknowledged._CHECKPOINTS if count == 50 else 3)
+            assert not await saver.look_for_losses()
+            assert len(stored) == 1
+        assert not remembered._grown
+
+
 async def test_a_thread_that_another_process_has_deleted_is_not_lost(
     own_redis: EmbeddedRedis, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
