@@ -493,8 +493,8 @@ def _report_table(run: PruneRun, report: PruneReport) -> RenderableType:
     redis = [f"{name} {why}: {left_out}" for name, why in run.away.items()]
     if run.unserved_slots:
         redis.append(f"{run.unserved_slots} slots have no master, and their threads stay until they have one")
-    if run.obstacle:
-        redis.append(f"a run would fail now: {run.obstacle}")
+    if run.obstacle:  # names the masters that are away, too
+        redis = [f"a run would fail now: {run.obstacle}"]
     grid = counts_table(
         "would remove" if report.dry_run else "removed",
         f"what is older than {report.cutoff:%Y-%m-%d %H:%M} UTC, and not needed",

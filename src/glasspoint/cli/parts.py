@@ -306,7 +306,8 @@ async def check_cache(
     undone: str,
     needs_all: bool = True,
     tries_rights: bool = True,
-) -> Look:
+    looked: Callable[[Look], object] = lambda look: None,
+) -> None:
     """Check, before PostgreSQL is changed, that Redis can be told of the changes, and is the service's Redis.
 
     Args:
@@ -317,9 +318,7 @@ async def check_cache(
         undone: What the error says was not done: "removed", for example.
         needs_all: Whether each master of a Redis Cluster must respond, and not only one.
         tries_rights: See `look_at`.
-
-    Returns:
-        What was found. The clients are closed.
+        looked: Called with what was found, before anything is refused because of it.
 
     Raises:
         L1Error: Redis does not respond, or this user lacks a right; the message names the rule to add.
@@ -328,6 +327,7 @@ async def check_cache(
     async with opened_redis(redis_url, options, timeout_seconds=REDIS_SECONDS) as redis:
         with _or_unavailable(undone):
             async with look_at(redis, key_prefix=key_prefix, tries_rights=tries_rights) as look:
+                looked(look)
                 for server in look.away:
                     if isinstance(server.error, GlasspointError):
                         raise server.error
@@ -341,4 +341,3 @@ async def check_cache(
                 obstacle = await why_not_to_attach(conn, redis, key_prefix=key_prefix)
             if obstacle:
                 raise ConfigurationError(f"Nothing was {undone}: {obstacle}")
-        return look

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
+    from glasspoint.cli.redis_servers import Look
     from glasspoint.savers.maintenance import PruneReport
 
 __all__ = ["PruneRun"]
@@ -74,7 +75,7 @@ class PruneRun:
             GlasspointError: It failed; `report` holds what was done before.
         """
         try:
-            look = await check_cache(
+            await check_cache(
                 self._postgres_url,
                 self._redis_url,
                 self._saver_options,
@@ -82,9 +83,8 @@ class PruneRun:
                 undone="removed",
                 needs_all=False,  # the threads of a master that is away are left out
                 tries_rights=not dry_run,
+                looked=self._looked,
             )
-            self.away = {each.name: each.why for each in look.away}
-            self.unserved_slots = look.unserved_slots
         except (L1Error, ConfigurationError) as error:
             if not dry_run:
                 raise
@@ -117,6 +117,10 @@ class PruneRun:
                 self.undone = True
             finally:
                 loop.remove_signal_handler(signal.SIGINT)
+
+    def _looked(self, look: Look) -> None:
+        self.away = {each.name: each.why for each in look.away}
+        self.unserved_slots = look.unserved_slots
 
     def _interrupt(self, task: asyncio.Task[Any] | None) -> None:
         if not self.interrupted:

@@ -412,6 +412,12 @@ async def test_check_and_prune_name_a_cluster_that_is_down_and_its_lost_masters(
         counted = await asyncio.to_thread(
             glasspoint, "prune", "--older-than", "30d", "--dry-run", **variables
         )
+        told = await asyncio.to_thread(
+            glasspoint, "prune", "--older-than", "30d", "--dry-run", "--json", **variables
+        )
+    assert {
+        name: why for name, why in json.loads(told.stdout)["away"].items() if name in lost
+    } == dict.fromkeys(lost, "refuses the connection")
     away = f"Masters away: 2 of 3 ({', '.join(f'{name} refuses the connection' for name in lost)})"
     redis = found["Redis"]
     assert redis.status == "failed"
