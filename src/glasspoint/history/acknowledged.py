@@ -52,7 +52,7 @@ _NAMED_AT_MOST = 20
 
 
 class _Place(Protocol):
-    """The history of the new master."""
+    """The history on the servers that are asked."""
 
     async def metadata(self, positions: Sequence[Position]) -> list[dict[str, Any] | None]: ...
 
@@ -72,9 +72,8 @@ class _Newest:
     """What was acknowledged last of a thread.
 
     Attributes:
-        checkpoints: Namespace -> id of each checkpoint that was stored there since the last look, oldest
-            first, and when, by the clock of this process. Before them, the newest of the
-            last look.
+        checkpoints: Namespace -> checkpoints that were stored there, the oldest first: the newest that the
+            last look has seen, and those since. Of each, its id, and when, by the clock of this process.
         writes: Position -> task and index of the pending write that was stored last there.
         at: When that was, by the clock of this process.
     """
