@@ -12,23 +12,19 @@ if TYPE_CHECKING:
 
 __all__ = ["LONGEST", "begins_at"]
 
+# Those of the first column wait more than they compute: two of them at a time leave the processors to others.
 LONGEST = (
-    "test_alone.py",
-    "test_chaos.py",
-    "test_outage.py",
-    "test_explorer.py",
-    "test_benchmarks.py",
-    "test_sentinel.py",
-    "test_live_demo.py",
-    "test_cluster_tier.py",
+    *("test_outage.py", "test_explorer.py"),
+    *("test_alone.py", "test_chaos.py"),
+    *("test_cluster_tier.py", "test_benchmarks.py"),
+    *("test_live_demo.py", "test_thread_lists.py", "test_live_page.py"),
+    *("test_sentinel.py", "test_observed.py", "test_processes.py"),
+    *("test_on_a_cluster.py", "test_fallback.py", "test_identity.py"),
+    *("test_closing.py", "test_retries.py", "test_untrusted_fallback.py"),
     "test_cluster.py",
-    "test_closing.py",
-    "test_on_a_cluster.py",
-    "test_live_page.py",
-    "test_observed.py",
-    "test_processes.py",
 )
-"""Files below tests/, by name: those of half a minute or more, of the times that `--durations 0` prints."""
+"""Files below tests/, by name: those of half a minute or more, of the times that `--durations 0` prints, and
+some shorter ones that compute."""
 
 
 def begins_at(item: pytest.Item) -> tuple[int, str]:
