@@ -170,6 +170,8 @@ class Steps:
         self._when_done = when_done
         self.is_doubted = False
         """Whether another server may have taken over since `reign` was asked for."""
+        self.version = ""
+        """The version of Redis, in a cluster of one node, when `reign` was asked for; `""`: not told."""
 
     async def run(
         self, step: str, scope: Scope | None, keys: Sequence[str], *args: bytes | str | int
@@ -270,12 +272,6 @@ class Steps:
             needs = NEEDS if tag is None else NEEDS_IN_CLUSTER
             await self._in_slot(partial(ask_for_rights, tag=tag), redis, self._key_prefix, needs)
 
-    async def server_version(self) -> str:
-        """Return the version of Redis (in a cluster, of one node), `""` if Redis does not tell it."""
-        for info in await self._infos("server"):
-            return str(info.get("redis_version", ""))
-        return ""
-
     async def reign(self) -> object:
         """Return a value that is another one after a failover, and after a restart of a server.
 
@@ -288,18 +284,12 @@ class Steps:
         self.is_doubted = False
         try:
             epoch, servers = await self._in_slot(self._servers.reigning)
-            run_ids = await asyncio.gather(*(self._in_slot(self._run_id, each) for each in servers))
+            told = await asyncio.gather(*(self._in_slot(_told_by, each) for each in servers))
         except BaseException:
             self.is_doubted = True
             raise
-        return epoch, master_of(self._redis), frozenset(run_ids)
-
-    @staticmethod
-    async def _run_id(server: Redis) -> str:
-        try:
-            return str((await server.info("server")).get("run_id", ""))
-        except ResponseError:
-            return ""  # this user may not ask
+        self.version = next((str(info.get("redis_version", "")) for info in told), "")
+        return epoch, master_of(self._redis), frozenset(info.get("run_id") for info in told)
 
     async def memory(self) -> list[dict[str, Any]]:
         """Return INFO memory of Redis, in a cluster of each master; nothing if Redis does not tell it."""
@@ -493,6 +483,14 @@ class Steps:
         if writes:
             then = "It is not known whether the write was done. It may be repeated: the result is the same."
         return RedisUnavailableError(f"{what} ({code or named(exc)}). {then}")
+
+
+async def _told_by(server: Redis) -> dict[str, Any]:
+    """Return INFO server, or nothing if this user may not ask."""
+    try:
+        return dict(await server.info("server"))
+    except ResponseError:
+        return {}
 
 
 def _is_too_large(exc: BaseException) -> bool:

@@ -30,7 +30,6 @@ from glasspoint.redis.client import (
     database_of,
     eviction_of,
     follow_sentinels,
-    master_of,
 )
 from glasspoint.redis.detection import connect_redis
 from glasspoint.redis.signature import Signer
@@ -168,7 +167,6 @@ class RedisSaver(HistorySaver):
         self.client = redis
         """The client that this saver was made with."""
         self._ttl_seconds = None if ttl is None else seconds_of(ttl)
-        self._has_master = master_of(redis) is not None
         follow_sentinels(redis, self._master_named, context=quiet_context())
 
     @classmethod
@@ -255,8 +253,8 @@ class RedisSaver(HistorySaver):
             return
         await self.ping()
         await self._steps.check_permissions()
-        self.status.versions["redis"] = await self._steps.server_version()
         self._reign = await self._steps.reign()
+        self.status.versions["redis"] = self._steps.version
         await self._redis_history.meet()
         self._warn_of_eviction(await self._steps.memory())
 
@@ -373,10 +371,9 @@ class RedisSaver(HistorySaver):
     def _master_named(self, address: tuple[str, int]) -> None:
         """Follow the sentinels to a master."""
         self._server_moved("redis", address)
-        if self._has_master and self._lifetime.is_open:
+        if self._lifetime.is_open:
             self._redis_history.acknowledged.moved()
             self._lifetime.in_background(self._find_losses())
-        self._has_master = True
 
     async def _find_losses(self) -> None:
         """Look for losses until the new master has answered."""
