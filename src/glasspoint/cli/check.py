@@ -39,7 +39,7 @@ from redis.exceptions import RedisClusterException, RedisError
 
 from glasspoint import CachedPostgresSaver, RedisSaver
 from glasspoint.cli.parts import connect_once, opened_redis
-from glasspoint.cli.redis_servers import REDIS_SECONDS, Look, look_at, name_of_server, some
+from glasspoint.cli.redis_servers import REDIS_SECONDS, Look, look_at, name_of_server, reasons, some
 from glasspoint.coherence.attached import why_not_to_attach
 from glasspoint.errors import GlasspointError, RedisRefusedError, RedisUnavailableError
 from glasspoint.l1.cluster import servers_of, topology_of
@@ -527,9 +527,8 @@ class _Checks:
         """
         lost = [each for each in self._look_found.servers if each.is_silent or each.is_down]
         if lost and self._has_tier:
-            named = some(f"{each.name} {each.why}" for each in lost)
             raise _Warned(
-                f"whether threads wait in Redis is not known, because that needs each master: {named}"
+                f"whether threads wait in Redis is not known, because that needs each master: {reasons(lost)}"
             )
         telemetry = create_telemetry(registry=CollectorRegistry())
         async with (

@@ -22,7 +22,7 @@ from rich.table import Table
 from rich.text import Text
 
 from glasspoint._version import __version__
-from glasspoint.cli.redis_servers import REDIS_SECONDS, Look, look_at, some
+from glasspoint.cli.redis_servers import REDIS_SECONDS, Look, look_at, reasons
 from glasspoint.coherence.attached import why_not_to_attach
 from glasspoint.errors import (
     ConfigurationError,
@@ -283,7 +283,7 @@ async def opened_redis(
 
 
 @contextmanager
-def _or_unavailable(undone: str) -> Iterator[None]:
+def _or_unavailable(undone: str | None) -> Iterator[None]:
     try:
         yield
     except GlasspointError:
@@ -292,9 +292,13 @@ def _or_unavailable(undone: str) -> Iterator[None]:
         raise _no_answer(undone, f"it does not answer ({named(exc)})", remedy(exc)) from None
 
 
-def _no_answer(undone: str, why: str, advice: str) -> L1UnavailableError:
+def _no_answer(undone: str | None, why: str, advice: str) -> L1UnavailableError:
     advice = advice or "Check REDIS_URL, and that the server is up."
-    return L1UnavailableError(f"Nothing was {undone}: Redis must be told of it, but {why}. {advice}")
+    return L1UnavailableError(f"{_nothing(undone)}Redis must be told of it, but {why}. {advice}")
+
+
+def _nothing(undone: str | None) -> str:
+    return "" if undone is None else f"Nothing was {undone}: "
 
 
 async def check_cache(
@@ -303,7 +307,7 @@ async def check_cache(
     options: Mapping[str, Any],
     *,
     key_prefix: str,
-    undone: str,
+    undone: str | None,
     needs_all: bool = True,
     tries_rights: bool = True,
     looked: Callable[[Look], object] = lambda look: None,
@@ -315,7 +319,7 @@ async def check_cache(
         redis_url: Redis.
         options: See `saver_options`.
         key_prefix: The beginning of the service's keys in Redis.
-        undone: What the error says was not done: "removed", for example.
+        undone: What the error says was not done: "removed", for example. `None`: it does not say so.
         needs_all: Whether each master of a Redis Cluster must respond, and not only one.
         tries_rights: See `look_at`.
         looked: Called with what was found, before anything is refused because of it.
@@ -332,12 +336,11 @@ async def check_cache(
                     if isinstance(server.error, GlasspointError):
                         raise server.error
         if look.why_down:
-            raise L1UnavailableError(f"Nothing was {undone}: Redis must be told of it, but {look.why_down}")
+            raise L1UnavailableError(f"{_nothing(undone)}Redis must be told of it, but {look.why_down}")
         if look.away and (needs_all or len(look.away) == len(look.servers)):
-            why = some(f"{each.name} {each.why}" for each in look.away)
-            raise _no_answer(undone, why, look.away[0].advice)
+            raise _no_answer(undone, reasons(look.away), look.away[0].advice)
         with suppress(psycopg.Error, RedisError, L1Error):  # the saver meets these too, and explains them
             async with await connect_once(postgres_url, options, primary=True) as conn:
                 obstacle = await why_not_to_attach(conn, redis, key_prefix=key_prefix)
             if obstacle:
-                raise ConfigurationError(f"Nothing was {undone}: {obstacle}")
+                raise ConfigurationError(f"{_nothing(undone)}{obstacle}")

@@ -80,7 +80,7 @@ class PruneRun:
                 self._redis_url,
                 self._saver_options,
                 key_prefix=self._key_prefix,
-                undone="removed",
+                undone=None if dry_run else "removed",
                 needs_all=False,  # the threads of a master that is away are left out
                 tries_rights=not dry_run,
                 looked=self._looked,
@@ -88,7 +88,7 @@ class PruneRun:
         except (L1Error, ConfigurationError) as error:
             if not dry_run:
                 raise
-            self.obstacle = str(error).removeprefix("Nothing was removed: ")
+            self.obstacle = str(error)
         saver_class = UnattachedSaver if dry_run else CachedPostgresSaver
         async with saver_class.from_conn_string(
             self._postgres_url,

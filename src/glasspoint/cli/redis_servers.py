@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
     from glasspoint.redis.topology import Address, Master
 
-__all__ = ["REDIS_SECONDS", "Look", "Server", "look_at", "name_of_server", "some"]
+__all__ = ["REDIS_SECONDS", "Look", "Server", "look_at", "name_of_server", "reasons", "some"]
 
 REDIS_SECONDS = 2.0
 """How long one server of Redis may take to answer, so that a silent one is named."""
@@ -155,8 +155,7 @@ class Look:
         silent = [each for each in self.servers if each.is_silent]
         said = "the Redis Cluster is down (CLUSTERDOWN): it serves no thread, and PostgreSQL answers for all."
         if silent:
-            names = some(f"{each.name} {each.why}" for each in silent)
-            said += f" Masters away: {len(silent)} of {len(self.servers)} ({names})."
+            said += f" Masters away: {len(silent)} of {len(self.servers)} ({reasons(silent)})."
         if self.unserved_slots:
             said += f" {self.unserved_slots} of {SLOTS} slots have no master."
         if not self.has_majority:
@@ -314,7 +313,8 @@ def some(phrases: Iterable[str]) -> str:
     return f"{named}, …" if len(found) > _NAMED_AT_MOST else named
 
 
-def _reasons(servers: Iterable[Server]) -> str:
+def reasons(servers: Iterable[Server]) -> str:
+    """Return the first few of these servers, each with the reason why it is not well."""
     return some(f"{each.name} {each.why}" for each in servers)
 
 

@@ -311,14 +311,12 @@ async def test_check_names_a_frozen_master_and_checks_the_others(
     async with open_saver(database, url_of(nodes)):
         pass
     master = nodes.masters()[0]
-    for server in nodes.replicas_of(master):  # nobody takes over
-        nodes.ask(server, "CONFIG", "SET", "cluster-replica-no-failover", "yes")
+    for replica in nodes.replicas_of(master):
+        nodes.keep(replica)
     try:
         with frozen(master) as name:
             found = await find(database, nodes)
     finally:
-        for server in nodes.servers:
-            nodes.ask(server, "CONFIG", "SET", "cluster-replica-no-failover", "no")
         nodes.heal()
     assert found["Redis"].status == "failed"
     assert f"{name} does not answer within 2 s" in found["Redis"].detail
@@ -356,6 +354,7 @@ async def test_prune_leaves_out_the_threads_of_a_lost_master_until_it_is_back(
         assert status == 0, report
         assert (report["checkpoints"], report["threads"], report["skipped_threads"]) == (2, 2, 1)
         assert report["away"] == {f"127.0.0.1:{lost.port}": "refuses the connection"}
+        assert report["unserved_slots"] == 0, "those of the lost master are not counted"
         status, report = await run("prune", "--older-than", "30d", "--dry-run")
         assert (status, report["checkpoints"]) == (0, 1), "that of the thread that was left out"
         assert report["away"] == {f"127.0.0.1:{lost.port}": "refuses the connection"}
