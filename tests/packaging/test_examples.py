@@ -15,6 +15,7 @@ from langgraph.checkpoint.base import BaseCheckpointSaver
 from opentelemetry.sdk.trace import TracerProvider
 
 import preforked
+from addresses import address_in
 from as_langgraph_server import load
 from command_line import environment
 from otlp import Collector, Span, collecting
@@ -42,15 +43,8 @@ def app(database: str, redis_url: str) -> Iterator[httpx.Client]:
         source=preforked.of_libraries(),
     ) as server:
         assert server.stderr is not None
-        said = []
         try:
-            for line in server.stderr:
-                said.append(line)
-                if address := re.search(r"http://127\.0\.0\.1:\d+", line):
-                    break
-            else:
-                pytest.fail("".join(said))
-            with httpx.Client(base_url=address[0], timeout=30) as client:
+            with httpx.Client(base_url=address_in(server.stderr, []), timeout=30) as client:
                 yield client
         finally:
             server.send_signal(signal.SIGTERM)

@@ -85,6 +85,23 @@ async def test_a_conversation_that_has_gone_on_before_the_look_is_named_too(
     assert "lacks the end of 2 of the 2 threads" in line
 
 
+async def test_a_drain_looks_first_and_the_line_names_twenty(
+    own_redis: EmbeddedRedis, registry: CollectorRegistry, caplog: pytest.LogCaptureFixture
+) -> None:
+    telemetry = create_telemetry(registry=registry)
+    async with await RedisSaver.create(own_redis.url, telemetry=telemetry, timeout_seconds=10) as saver:
+        for number in range(21):
+            await Thread(f"{number}").put(saver)
+        own_redis.kill()
+        own_redis.start()
+        assert [each async for each in saver.thread_ids()] == []
+        assert lost(registry) == 21
+    [line] = errors(caplog)
+    assert "lacks the end of 21 of the 21 threads" in line
+    assert "'19', …" in line
+    assert "'20'" not in line
+
+
 async def test_a_redis_that_comes_back_empty_has_lost_all_threads(
     own_redis: EmbeddedRedis, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -25,6 +25,7 @@ from nbclient import NotebookClient
 from prometheus_client import CollectorRegistry
 
 import preforked
+from addresses import address_in
 from databases import with_tables
 from glasspoint import (
     CachedPostgresSaver,
@@ -687,15 +688,9 @@ def application(environ, start_response):
         env=environment_of(tables, redis_url),
     ) as server:
         assert server.stderr is not None
-        said = []
         try:
-            for line in server.stderr:
-                said.append(line)
-                if address := re.search(r"http://127\.0\.0\.1:\d+", line):
-                    break
-            else:
-                pytest.fail("".join(said))
-            urls = [f"{address[0]}/{number}" for number in range(20)]
+            address = address_in(server.stderr, [])
+            urls = [f"{address}/{number}" for number in range(20)]
             with httpx.Client(timeout=60) as client, ThreadPoolExecutor(2) as pool:
                 answers = [answer.raise_for_status().text.split() for answer in pool.map(client.get, urls)]
             assert {turn for turn, _ in answers} == {"1"}

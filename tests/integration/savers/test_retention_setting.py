@@ -67,6 +67,21 @@ class Pruning(CachedPostgresSaver):
         return await self._prune(age, on_batch=on_batch)
 
 
+def failing_once(error: Exception) -> type[Pruning]:
+    """A class of savers of which the first run fails."""
+
+    class Failing(Pruning):
+        runs = 0
+
+        async def _prune_for_retention(self, age: timedelta, on_batch: Any) -> Any:
+            Failing.runs += 1
+            if Failing.runs == 1:
+                raise error
+            return await super()._prune_for_retention(age, on_batch)
+
+    return Failing
+
+
 class Watched(Pruning):
     """A saver whose runs are noted, and may be held."""
 
@@ -280,17 +295,9 @@ async def test_a_run_whose_lease_another_process_has_at_its_end_does_not_say_whe
 async def test_an_error_that_nobody_foresaw_is_reported_and_the_next_run_is_made(
     database: str, redis_url: str, registry: CollectorRegistry
 ) -> None:
-    class Failing(Pruning):
-        runs = 0
-
-        async def _prune_for_retention(self, age: timedelta, on_batch: Any) -> Any:
-            Failing.runs += 1
-            if Failing.runs == 1:
-                raise LookupError("nobody foresaw it")
-            return await super()._prune_for_retention(age, on_batch)
-
+    failing = failing_once(LookupError("nobody foresaw it"))
     telemetry = create_telemetry(registry=registry)
-    async with open_saver(database, redis_url, Failing, retention=MONTH, telemetry=telemetry):
+    async with open_saver(database, redis_url, failing, retention=MONTH, telemetry=telemetry):
         await until(lambda: runs(registry) == {"failed": 1, "succeeded": 1})
     assert counts(registry, "glasspoint_background_task_failures_total", "task")["retention"] == 1
 
@@ -318,19 +325,11 @@ async def test_while_it_is_not_known_whether_a_run_is_due_an_alert_is_possible(
 async def test_a_run_that_fails_is_counted_and_tried_again(
     database: str, redis_url: str, registry: CollectorRegistry, caplog: pytest.LogCaptureFixture
 ) -> None:
-    class Failing(Pruning):
-        runs = 0
-
-        async def _prune_for_retention(self, age: timedelta, on_batch: Any) -> Any:
-            Failing.runs += 1
-            if Failing.runs == 1:
-                raise L1UnavailableError("Redis does not answer.")
-            return await super()._prune_for_retention(age, on_batch)
-
+    failing = failing_once(L1UnavailableError("Redis does not answer."))
     async with open_saver(database, redis_url):
         pass  # the tables
     telemetry = create_telemetry(registry=registry)
-    async with open_saver(database, redis_url, Failing, retention=MONTH, telemetry=telemetry):
+    async with open_saver(database, redis_url, failing, retention=MONTH, telemetry=telemetry):
         expected = {"failed": 1, "succeeded": 1}
         await until(lambda: counts(registry, "glasspoint_retention_runs_total", "result") == expected)
         assert any("Retention: a run failed" in each.message for each in caplog.records)

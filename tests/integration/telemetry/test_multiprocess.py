@@ -25,6 +25,7 @@ from prometheus_client.core import Metric
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 
 import preforked
+from addresses import address_in
 from glasspoint.telemetry.catalogue import METRICS
 from live import Page
 from multiprocess_app import POOL_SIZE
@@ -99,14 +100,9 @@ def running(command: list[str], environment: dict[str, str]) -> Iterator[Served]
     said: list[str] = []
     reader = ThreadPoolExecutor(1)
     try:
-        for line in server.stderr:
-            said.append(line)
-            if address := re.search(r"http://127\.0\.0\.1:\d+", line):
-                break
-        else:
-            pytest.fail("".join(said))
+        address = address_in(server.stderr, said)
         reader.submit(said.extend, server.stderr)
-        served = Served(address[0], psutil.Process(server.pid))
+        served = Served(address, psutil.Process(server.pid))
         until(served.is_up, 120.0)  # bound before any worker listens: each first imports everything
         yield served
     finally:
